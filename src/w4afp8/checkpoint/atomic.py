@@ -1,0 +1,40 @@
+"""Files that are either whole or absent, also after a power cut: `*.partial`, fsync, rename, fsync of the folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+PARTIAL = ".partial"
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def commit(partial: Path, final: Path) -> None:
+    """Give a finished and fsynced partial file its name."""
+    partial.replace(final)
+    sync_folder(final.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a small file atomically."""
+    partial = path.with_name(path.name + PARTIAL)
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    commit(partial, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically: two-space indent, keys in the given order, final newline."""
+    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

@@ -1,0 +1,98 @@
+"""ShardWriter: one safetensors file whose layout is known before its first byte, filled in any order."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from w4afp8.checkpoint.atomic import PARTIAL, commit
+from w4afp8.checkpoint.header import render_header
+from w4afp8.checkpoint.reader import CheckpointReader
+from w4afp8.checkpoint.spec import NAMES, TensorSpec
+from w4afp8.errors import CheckpointError
+
+METADATA = {"format": "pt"}  # transformers-style loaders look for it
+
+
+class ShardWriter:
+    """Writes `path` through `path.partial`; memory is one tensor, not one shard.
+
+    `put` and `copy` may come in any order.  `finish` refuses until every planned tensor is written.
+    """
+
+    def __init__(self, path: Path, specs: Iterable[TensorSpec]) -> None:
+        self.path = path
+        self._partial = path.with_name(path.name + PARTIAL)
+        # Widest elements first keeps every tensor aligned to its own size, as safetensors' own writer does.
+        ordered = sorted(specs, key=lambda spec: (-spec.item_bytes, spec.name))
+        header, placed = render_header(ordered, METADATA)
+        self._waiting = {spec.name: spec for spec in placed}
+        self.digests: dict[str, str] = {}
+        self._file = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        _write_all(self._file, memoryview(header), 0)
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Write one tensor.  Raises: CheckpointError when its dtype or shape is not the planned one."""
+        spec = self._take(name)
+        if NAMES.get(tensor.dtype) != spec.dtype or tuple(tensor.shape) != spec.shape:
+            raise CheckpointError(f"{spec}: planned so, but got {tensor.dtype} {list(tensor.shape)}")
+        data = memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        _write_all(self._file, data, spec.begin)
+        self.digests[name] = hashlib.sha256(data).hexdigest()
+
+    def copy(self, name: str, reader: CheckpointReader, source_name: str) -> None:
+        """Copy a tensor's bytes unread from another checkpoint."""
+        spec = self._take(name)
+        source = reader.specs[source_name]
+        if (source.dtype, source.shape) != (spec.dtype, spec.shape):
+            raise CheckpointError(f"{source}: planned as {spec.dtype} {list(spec.shape)}")
+        digest, position = hashlib.sha256(), spec.begin
+        for piece in reader.read_bytes(source_name):
+            data = memoryview(piece.numpy())
+            digest.update(data)
+            _write_all(self._file, data, position)
+            position += len(data)
+        self.digests[name] = digest.hexdigest()
+
+    def _take(self, name: str) -> TensorSpec:
+        spec = self._waiting.pop(name, None)
+        if spec is None:
+            raise CheckpointError(f"{name}: not planned for {self.path.name}, or written twice")
+        return spec
+
+    def finish(self) -> None:
+        """Make the file durable and give it its name."""
+        if self._waiting:
+            raise CheckpointError(f"{self.path.name}: never written: {', '.join(sorted(self._waiting)[:5])}")
+        os.fsync(self._file)
+        self.abandon()
+        commit(self._partial, self.path)
+
+    def abandon(self) -> None:
+        """Close without publishing; the partial file is overwritten by the next attempt."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.abandon()
+
+
+def _write_all(descriptor: int, data: memoryview, position: int) -> None:
+    while data:
+        written = os.pwrite(descriptor, data, position)
+        data, position = data[written:], position + written

@@ -1,0 +1,59 @@
+"""The last step: side files, activation scales, the index, and config.json at the very end.
+
+A directory without config.json and index is unfinished by definition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from w4afp8.checkpoint import atomic
+from w4afp8.checkpoint.reader import CONFIG, INDEX, SINGLE, CheckpointReader
+from w4afp8.checkpoint.writer import ShardWriter
+from w4afp8.convert.plan import Plan
+from w4afp8.families._spec import PROJECTIONS
+
+# Files of the source that the output has its own of.
+REPLACED = (CONFIG, INDEX, SINGLE, "hf_quant_config.json", "quant_cfg.json")
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
+
+
+def side_files(folder: Path) -> list[str]:
+    """Everything of a checkpoint that is neither weights nor rewritten: tokenizer, templates, code, licence."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in relative.parts)
+        if path.is_file() and not hidden and path.suffix not in WEIGHTS and relative.as_posix() not in REPLACED:
+            found.append(relative.as_posix())
+    return found
+
+
+def publish(out: Path, plan: Plan, reader: CheckpointReader, input_scales: Mapping[int, Mapping[str, float]]) -> None:
+    """Make the output a checkpoint.  `input_scales`: layer -> {"gate_up", "down"} -> scale."""
+    for name in side_files(reader.folder):
+        target = out / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_bytes(target, (reader.folder / name).read_bytes())
+    _write_input_scales(out, plan, input_scales)
+    for name, content in plan.target.side_files(plan.config).items():
+        atomic.write_json(out / name, content)
+    atomic.write_json(out / INDEX, {"metadata": {"total_size": plan.total_bytes}, "weight_map": plan.weight_map})
+    atomic.write_json(out / CONFIG, plan.config)
+
+
+def _write_input_scales(out: Path, plan: Plan, input_scales: Mapping[int, Mapping[str, float]]) -> None:
+    """One number per layer and GEMM for all its experts: outputs then do not depend on which experts a rank holds."""
+    if not plan.input_scales:
+        return
+    rule, d = plan.target.input_scale, plan.dimensions
+    with ShardWriter(out / rule.file, plan.input_scales) as writer:
+        for layer, scales in sorted(input_scales.items()):
+            for expert in range(d.experts):
+                for projection in PROJECTIONS:
+                    value = scales["down" if projection == "down_proj" else "gate_up"]
+                    name = rule.tensor_name(plan.family.expert(layer, expert), projection)
+                    writer.put(name, torch.tensor([value], dtype=torch.float32))

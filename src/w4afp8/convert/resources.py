@@ -1,0 +1,124 @@
+"""What a run will need, computed from headers: disk, and memory phase by phase.
+
+The peak is the largest phase, not a sum: attention, routing and experts never hold their working memory together.
+`benchmarks/bench_memory.py` measures the promise.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from w4afp8.convert.plan import Plan
+from w4afp8.errors import ResourceError, raise_all
+from w4afp8.families._spec import Dimensions
+from w4afp8.model import attention
+from w4afp8.model.feedforward import PIECE_BYTES
+from w4afp8.quantize._method import Method
+
+FLOAT = 4
+RAW = 2  # a matrix is read as stored, at most 16 bits an element, before it is widened
+# An expert of a trained router sees up to this multiple of the mean; more is answered by the operating system, not us.
+BUSIEST_EXPERT = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Bytes; `phases` says which step needs how much beside `resident`."""
+
+    resident: int  # the program itself, as it stands now
+    phases: dict[str, int]
+    output: int
+    state: int
+
+    @property
+    def peak(self) -> int:
+        return self.resident + max(self.phases.values())
+
+    @property
+    def peak_phase(self) -> str:
+        return max(self.phases, key=lambda phase: self.phases[phase])
+
+    @property
+    def disk(self) -> int:
+        return self.output + self.state
+
+
+def estimate(plan: Plan, method: Method, tokens: int, sequence: int) -> Needs:
+    """The needs of a run over `tokens` calibration tokens."""
+    d = plan.dimensions
+    states = tokens * d.hidden * FLOAT
+    routing = tokens * (2 * d.experts * FLOAT + d.experts_per_token * 12)
+    expert = 3 * d.hidden * d.expert_intermediate * FLOAT
+    rows = int(min(tokens, max(256, BUSIEST_EXPERT * tokens * d.experts_per_token / d.experts)))
+    shared = expert * d.shared_experts
+    phases = {
+        "embedding": states + d.vocabulary * d.hidden * RAW,
+        "attention": states + _attention_weights(d) * FLOAT + attention.working_bytes(d, sequence),
+        "dense mlp": 2 * states + 3 * d.hidden * d.dense_intermediate * FLOAT + PIECE_BYTES,
+        "routing": 2 * states + 2 * routing,
+        "experts": 2 * states + routing + shared * 2 // 3 + 2 * expert + rows * d.hidden * FLOAT + 2 * PIECE_BYTES
+        + method.statistics_bytes(d),
+    }  # fmt: skip
+    if d.mtp_layers:
+        phases["mtp entry"] = 2 * states + 2 * d.hidden * d.hidden * (FLOAT + RAW) + d.vocabulary * d.hidden * RAW
+    resident = psutil.Process().memory_info().rss
+    return Needs(resident, phases, output=plan.total_bytes, state=2 * states)
+
+
+def _attention_weights(d: Dimensions) -> int:
+    query = d.heads * d.query_head
+    q = d.q_lora * (d.hidden + query) if d.q_lora else query * d.hidden
+    return q + d.hidden * (d.kv_lora + d.rope_dims) + d.heads * (
+        d.kv_lora * (d.nope + d.value_head) + d.value_head * d.hidden
+    )
+
+
+def check(needs: Needs, out: Path) -> None:
+    """Raises: ResourceError when disk or memory is short, both at once."""
+    place = next(p for p in (out, *out.absolute().parents) if p.exists())
+    free, available = shutil.disk_usage(place).free, psutil.virtual_memory().available
+    problems = []
+    if needs.disk > free:
+        problems.append(
+            f"disk: the output takes {human(needs.disk)}, {place} has {human(free)} free; choose another -o or make room"
+        )
+    if needs.peak - needs.resident > available:
+        problems.append(
+            f"memory: the phase '{needs.peak_phase}' takes {human(needs.peak - needs.resident)}, {human(available)} are "
+            "available; lower calibration.tokens"
+        )
+    raise_all(problems, ResourceError, "this machine is too small for the plan")
+
+
+def return_freed_memory() -> None:
+    """Make glibc hand large freed tensors back at once; otherwise its threshold grows and the peak with it."""
+    mallopt_mmap_threshold = -3
+    try:
+        ctypes.CDLL("libc.so.6").mallopt(mallopt_mmap_threshold, 1 << 20)
+    except (OSError, AttributeError):
+        return  # another libc: the peak may then be higher than planned
+
+
+def human(count: float) -> str:
+    """Bytes for people: 1.4 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit in ("B", "kB") else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def peak_resident_bytes() -> int:
+    """The process's highest resident memory so far (Linux: VmHWM), or 0 where the system does not say."""
+    status = Path(f"/proc/{os.getpid()}/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0

@@ -1,0 +1,34 @@
+"""What names mean.  A public file here is a model family; `of(config)` finds the one that a config.json announces."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from w4afp8 import registry
+from w4afp8.errors import CheckpointError
+from w4afp8.families._spec import Family
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Every model family."""
+    return registry.names(sys.modules[__name__])
+
+
+def get(name: str) -> Family:
+    """The family of that name."""
+    found: Family = registry.load(sys.modules[__name__], name, "model family").FAMILY
+    return found
+
+
+def of(config: Mapping[str, Any]) -> Family:
+    """The family of a checkpoint.  Raises: CheckpointError when no file here knows its `model_type`."""
+    model_type = config.get("model_type")
+    for name in names():
+        if model_type in get(name).model_types:
+            return get(name)
+    known = ", ".join(t for name in names() for t in get(name).model_types)
+    raise CheckpointError(f"config.json: model_type is {model_type!r}; known: {known}")

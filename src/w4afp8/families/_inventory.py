@@ -1,0 +1,85 @@
+"""A checkpoint's tensors with their meaning: every expected one exactly once, none without a role."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from w4afp8 import formats
+from w4afp8.checkpoint.spec import TensorSpec
+from w4afp8.errors import CheckpointError, FormatError, raise_all
+from w4afp8.families._spec import VECTOR_DTYPES, Dimensions, Expected, Family
+from w4afp8.formats._spec import WeightFormat
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One expected matrix or vector, the format it stands in (None: a vector, stored as it is), and its tensors."""
+
+    expected: Expected
+    format: WeightFormat | None
+    tensors: tuple[TensorSpec, ...]
+
+    @property
+    def span_bytes(self) -> int:
+        return sum(spec.span_bytes for spec in self.tensors)
+
+
+def take_inventory(
+    family: Family,
+    dimensions: Dimensions,
+    specs: Mapping[str, TensorSpec],
+    extra: Mapping[str, TensorSpec] | None = None,
+) -> dict[str, Item]:
+    """Match the tensors of a checkpoint with what its config promises, from headers only.
+
+    `extra` are tensors that a checkpoint format adds (activation scales); they must be there exactly so.
+    Raises: CheckpointError listing every missing, unknown or misshapen tensor.
+    """
+    items: dict[str, Item] = {}
+    problems: list[str] = []
+    unknown = dict(specs)
+    for expected in family.expected(dimensions).values():
+        found = specs.get(expected.name)
+        if found is None:
+            problems.append(f"{expected.name} is missing: expected a {expected.role} of {list(expected.shape)}")
+            continue
+        try:
+            item = _match(expected, found, specs)
+        except FormatError as error:
+            problems.append(str(error))
+            unknown.pop(expected.name, None)
+            continue
+        items[expected.name] = item
+        for spec in item.tensors:
+            unknown.pop(spec.name, None)
+    for name, wanted in (extra or {}).items():
+        got = unknown.pop(name, None)
+        if got is None:
+            problems.append(f"{name} is missing: expected {wanted.dtype} {list(wanted.shape)}")
+        elif (got.dtype, got.shape) != (wanted.dtype, wanted.shape):
+            problems.append(f"{got}: expected {wanted.dtype} {list(wanted.shape)}")
+    problems += [f"{spec} has no role in the family {family.name}" for spec in unknown.values()]
+    raise_all(
+        _shorten(problems), CheckpointError, f"the tensors are not those that config.json promises ({family.name})"
+    )
+    return items
+
+
+def _match(expected: Expected, found: TensorSpec, specs: Mapping[str, TensorSpec]) -> Item:
+    if not expected.matrix:
+        if found.dtype not in VECTOR_DTYPES or found.shape != expected.shape:
+            raise FormatError(f"{found}: expected {' or '.join(VECTOR_DTYPES)} {list(expected.shape)}")
+        return Item(expected, None, (found,))
+    n, k = expected.shape
+    fmt = formats.detect(found, dict(_siblings(expected.stem, specs)), n, k)
+    return Item(expected, fmt, tuple(specs[expected.stem + part.suffix] for part in fmt.parts))
+
+
+def _siblings(stem: str, specs: Mapping[str, TensorSpec]) -> list[tuple[str, TensorSpec]]:
+    suffixes = {part.suffix for name in formats.names() for part in formats.get(name).parts}
+    return [(stem + suffix, specs[stem + suffix]) for suffix in sorted(suffixes) if stem + suffix in specs]
+
+
+def _shorten(problems: list[str], most: int = 40) -> list[str]:
+    return problems if len(problems) <= most else [*problems[:most], f"and {len(problems) - most} more"]

@@ -1,0 +1,188 @@
+"""DeepSeek-V3, R1 and V3.1: MLA attention, sigmoid router with correction bias and groups, MTP layers at the end.
+
+Agrees with: the published checkpoints' names and shapes (formats: A1) and transformers 5.23 `DeepseekV3Config`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from w4afp8.errors import CheckpointError, raise_all
+from w4afp8.families._spec import Dimensions, Expected, Family, Role, Rope
+
+# (name below `model.layers.L.`, role, shape as dimension letters); two letters are a matrix, one is a vector.
+ATTENTION = (
+    ("input_layernorm.weight", Role.NORM, "H"),
+    ("post_attention_layernorm.weight", Role.NORM, "H"),
+    ("self_attn.kv_a_proj_with_mqa.weight", Role.ATTENTION, "A H"),
+    ("self_attn.kv_a_layernorm.weight", Role.NORM, "L"),
+    ("self_attn.kv_b_proj.weight", Role.ATTENTION, "B L"),
+    ("self_attn.o_proj.weight", Role.ATTENTION, "H O"),
+)
+QUERY_LORA = (
+    ("self_attn.q_a_proj.weight", Role.ATTENTION, "Q H"),
+    ("self_attn.q_a_layernorm.weight", Role.NORM, "Q"),
+    ("self_attn.q_b_proj.weight", Role.ATTENTION, "P Q"),
+)
+QUERY_PLAIN = (("self_attn.q_proj.weight", Role.ATTENTION, "P H"),)
+DENSE = (
+    ("mlp.gate_proj.weight", Role.DENSE_MLP, "D H"),
+    ("mlp.up_proj.weight", Role.DENSE_MLP, "D H"),
+    ("mlp.down_proj.weight", Role.DENSE_MLP, "H D"),
+)
+MOE = (
+    ("mlp.gate.weight", Role.ROUTER, "E H"),
+    ("mlp.gate.e_score_correction_bias", Role.ROUTER, "E"),
+    ("mlp.shared_experts.gate_proj.weight", Role.SHARED_EXPERT, "S H"),
+    ("mlp.shared_experts.up_proj.weight", Role.SHARED_EXPERT, "S H"),
+    ("mlp.shared_experts.down_proj.weight", Role.SHARED_EXPERT, "H S"),
+)
+EXPERT = (
+    ("gate_proj.weight", Role.EXPERT, "I H"),
+    ("up_proj.weight", Role.EXPERT, "I H"),
+    ("down_proj.weight", Role.EXPERT, "H I"),
+)
+MTP = (
+    ("eh_proj.weight", Role.MTP, "H HH"),
+    ("enorm.weight", Role.MTP, "H"),
+    ("hnorm.weight", Role.MTP, "H"),
+    ("embed_tokens.weight", Role.MTP, "V H"),
+    ("shared_head.norm.weight", Role.MTP, "H"),
+    ("shared_head.head.weight", Role.MTP, "V H"),
+)
+OUTSIDE = (("model.embed_tokens.weight", Role.EMBEDDING, "V H"), ("model.norm.weight", Role.NORM, "H"))
+HEAD = ("lm_head.weight", Role.HEAD, "V H")
+
+
+def _sizes(d: Dimensions) -> dict[str, int]:
+    return {
+        "H": d.hidden, "HH": 2 * d.hidden, "V": d.vocabulary, "D": d.dense_intermediate, "I": d.expert_intermediate,
+        "S": d.expert_intermediate * d.shared_experts, "E": d.experts, "Q": d.q_lora or 0, "L": d.kv_lora,
+        "A": d.kv_lora + d.rope_dims, "P": d.heads * d.query_head, "B": d.heads * (d.nope + d.value_head),
+        "O": d.heads * d.value_head,
+    }  # fmt: skip
+
+
+def _rows(d: Dimensions) -> Iterator[tuple[str, Role, str, int | None]]:
+    """(full name, role, shape letters, layer) of everything that the config promises, in the order of the layers."""
+    for name, role, letters in (*OUTSIDE, *(() if d.tied_head else (HEAD,))):
+        yield name, role, letters, None
+    for layer in range(d.all_layers):
+        prefix = f"model.layers.{layer}."
+        own = (*ATTENTION, *(QUERY_LORA if d.q_lora else QUERY_PLAIN), *(MOE if d.is_moe(layer) else DENSE))
+        for name, role, letters in (*own, *(MTP if d.is_mtp(layer) else ())):
+            yield prefix + name, role, letters, layer
+        if d.is_moe(layer):
+            for expert in range(d.experts):
+                for name, role, letters in EXPERT:
+                    yield f"{_expert(layer, expert)}.{name}", role, letters, layer
+
+
+def _expected(d: Dimensions) -> dict[str, Expected]:
+    sizes = _sizes(d)
+    return {
+        name: Expected(name, role, tuple(sizes[letter] for letter in letters.split()), layer, " " in letters)
+        for name, role, letters, layer in _rows(d)
+    }
+
+
+def _expert(layer: int, expert: int) -> str:
+    return f"model.layers.{layer}.mlp.experts.{expert}"
+
+
+def _dimensions(config: Mapping[str, Any]) -> Dimensions:
+    """Raises: CheckpointError listing every field that is missing, mistyped or not supported."""
+    problems: list[str] = []
+
+    def whole(field: str, default: int | None = None, least: int = 1) -> int:
+        value = config.get(field, default)
+        if type(value) is not int or value < least:
+            problems.append(f"{field} is {value!r}, expected a whole number of at least {least}")
+            return least
+        return value
+
+    q_lora = None if config.get("q_lora_rank") is None else whole("q_lora_rank")
+    scoring = config.get("scoring_func", "sigmoid")
+    if scoring != "sigmoid":
+        problems.append(f"scoring_func is {scoring!r}, expected 'sigmoid'")
+    if config.get("topk_method", "noaux_tc") != "noaux_tc":
+        problems.append(f"topk_method is {config['topk_method']!r}, expected 'noaux_tc'")
+    if config.get("hidden_act", "silu") != "silu":
+        problems.append(f"hidden_act is {config['hidden_act']!r}, expected 'silu'")
+    if config.get("moe_layer_freq", 1) != 1:
+        problems.append(f"moe_layer_freq is {config['moe_layer_freq']!r}, expected 1")
+    if config.get("attention_bias"):
+        problems.append("attention_bias is true, expected false: no rule here names attention biases")
+    d = Dimensions(
+        vocabulary=whole("vocab_size"),
+        hidden=whole("hidden_size"),
+        dense_intermediate=whole("intermediate_size"),
+        expert_intermediate=whole("moe_intermediate_size"),
+        layers=whole("num_hidden_layers"),
+        mtp_layers=whole("num_nextn_predict_layers", 0, 0),
+        dense_layers=whole("first_k_dense_replace", 0, 0),
+        heads=whole("num_attention_heads"),
+        q_lora=q_lora,
+        kv_lora=whole("kv_lora_rank"),
+        nope=whole("qk_nope_head_dim"),
+        rope_dims=whole("qk_rope_head_dim"),
+        value_head=whole("v_head_dim"),
+        experts=whole("n_routed_experts"),
+        shared_experts=whole("n_shared_experts", 1),
+        experts_per_token=whole("num_experts_per_tok"),
+        expert_groups=whole("n_group", 1),
+        groups_per_token=whole("topk_group", 1),
+        normalize_weights=bool(config.get("norm_topk_prob", True)),
+        routed_scale=float(config.get("routed_scaling_factor", 1.0)),
+        norm_epsilon=float(config.get("rms_norm_eps", 1e-6)),
+        rope=_rope(config, problems),
+        rope_interleaved=bool(config.get("rope_interleave", True)),
+        tied_head=bool(config.get("tie_word_embeddings", False)),
+    )
+    if d.experts % d.expert_groups or d.groups_per_token > d.expert_groups:
+        problems.append(f"{d.experts} experts do not form {d.expert_groups} groups of which {d.groups_per_token} count")
+    if d.experts_per_token > d.groups_per_token * (d.experts // d.expert_groups):
+        problems.append(f"num_experts_per_tok {d.experts_per_token} is more than the chosen groups hold")
+    raise_all(problems, CheckpointError, "config.json is not a DeepSeek-V3 configuration")
+    return d
+
+
+def _rope(config: Mapping[str, Any], problems: list[str]) -> Rope:
+    """`rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (the published files)."""
+    scaling = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    theta = float(scaling.get("rope_theta", config.get("rope_theta", 10000.0)))
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return Rope(theta)
+    if kind != "yarn":
+        problems.append(f"rope type is {kind!r}, expected 'default' or 'yarn'")
+        return Rope(theta)
+    return Rope(
+        theta,
+        factor=float(scaling.get("factor", 1.0)),
+        original_positions=int(
+            scaling.get("original_max_position_embeddings") or config.get("max_position_embeddings", 4096)
+        ),
+        beta_fast=float(scaling.get("beta_fast") or 32),
+        beta_slow=float(scaling.get("beta_slow") or 1),
+        mscale=float(scaling.get("mscale") or 0),
+        mscale_all_dim=float(scaling.get("mscale_all_dim") or 0),
+        attention_factor=scaling.get("attention_factor"),
+        truncate=bool(scaling.get("truncate", True)),
+    )
+
+
+def _without_mtp(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {**config, "num_nextn_predict_layers": 0}
+
+
+FAMILY = Family(
+    name="deepseek_v3",
+    model_types=("deepseek_v3",),
+    hub_organization="deepseek-ai",
+    dimensions=_dimensions,
+    expected=_expected,
+    expert=_expert,
+    without_mtp=_without_mtp,
+)

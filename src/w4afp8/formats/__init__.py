@@ -1,0 +1,59 @@
+"""What bytes mean.  A public file here is a weight format, and the file's name is the format's name.
+
+Two kinds, told apart by what they define:
+- WEIGHT: how one weight matrix stands in tensors (`_spec.WeightFormat`);
+- CHECKPOINT: what a finished checkpoint directory promises its engine (`_target.CheckpointFormat`).
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+
+from w4afp8 import registry
+from w4afp8.checkpoint.spec import TensorSpec
+from w4afp8.errors import FormatError, RecipeError
+from w4afp8.formats._spec import WeightFormat
+from w4afp8.formats._target import CheckpointFormat
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Every weight format."""
+    return registry.names(sys.modules[__name__])
+
+
+def get(name: str) -> WeightFormat:
+    """The weight format of that name.  Raises: RecipeError when there is none."""
+    found: WeightFormat = registry.load(sys.modules[__name__], name, "format").WEIGHT
+    return found
+
+
+def target(name: str) -> CheckpointFormat:
+    """The checkpoint format of that name.  Raises: RecipeError when the format is only read, never written."""
+    found = getattr(registry.load(sys.modules[__name__], name, "format"), "CHECKPOINT", None)
+    if found is None:
+        raise RecipeError(f"format {name!r} can be read but is no output; outputs: {', '.join(targets())}")
+    return found  # type: ignore[no-any-return]
+
+
+def targets() -> tuple[str, ...]:
+    """Every format that a checkpoint can be written in."""
+    here = sys.modules[__name__]
+    return tuple(name for name in names() if hasattr(registry.load(here, name, "format"), "CHECKPOINT"))
+
+
+def detect(weight: TensorSpec, siblings: dict[str, TensorSpec], n: int, k: int) -> WeightFormat:
+    """The format of a matrix [n, k] stored under `weight.name`, decided by dtypes and shapes, never by a config.
+
+    `siblings` are the tensors whose names begin with the weight's stem.
+    Raises: FormatError saying what each format missed.
+    """
+    refusals = []
+    for name in names():
+        candidate = get(name)
+        why = candidate.refusal(weight.name, siblings, n, k)
+        if why is None:
+            return candidate
+        refusals.append(f"{name}: {why}")
+    raise FormatError(f"{weight}: expected a matrix [{n}, {k}], no format reads it\n  " + "\n  ".join(refusals))

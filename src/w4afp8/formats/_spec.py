@@ -1,0 +1,102 @@
+"""The nouns of a format: what a weight is between reading and writing, and how a format stands in tensors.
+
+Letters: N output rows, K input columns, G groups along K, R x C the grid of 128 x 128 blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from w4afp8.checkpoint.spec import TensorSpec
+from w4afp8.numerics import fp8, groups
+
+
+class Weight(Protocol):
+    """Any weight in its middle form."""
+
+    def dequantize(self) -> Tensor:
+        """The real numbers: float32 [N, K]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class GroupWeight:
+    """Quantized along K, not yet packed: the form that every int4 format packs from and unpacks to."""
+
+    codes_NK: Tensor  # int8, one code per element
+    scale_NG: Tensor  # float32; real = code * scale, always
+    group_k: int = groups.GROUP
+
+    def dequantize(self) -> Tensor:
+        return groups.decode(self.codes_NK, self.scale_NG, self.group_k)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockWeight:
+    """FP8 with one scale per 128 x 128 block."""
+
+    codes_NK: Tensor  # e4m3
+    scale_RC: Tensor  # float32; real = code * scale
+
+    def dequantize(self) -> Tensor:
+        return fp8.decode_blocks(self.codes_NK, self.scale_RC)
+
+
+@dataclass(frozen=True, slots=True)
+class PlainWeight:
+    """Stored as it is."""
+
+    real_NK: Tensor
+
+    def dequantize(self) -> Tensor:
+        return self.real_NK.float()
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One tensor of a format: its suffix on the weight's stem (`...gate_proj`), its dtype, its shape from (N, K)."""
+
+    suffix: str
+    dtypes: tuple[str, ...]  # the first is the one that is written
+    shape: Callable[[int, int], tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFormat:
+    """How one matrix stands in tensors, both ways."""
+
+    name: str
+    bits: int
+    parts: tuple[Part, ...]
+    unpack: Callable[[Mapping[str, Tensor]], Weight]  # suffix -> tensor
+    pack: Callable[[Any], dict[str, Tensor]]
+
+    def specs(self, stem: str, n: int, k: int) -> list[TensorSpec]:
+        """The tensors that a matrix [n, k] takes, as they are written."""
+        return [TensorSpec(stem + part.suffix, part.dtypes[0], part.shape(n, k)) for part in self.parts]
+
+    def refusal(self, weight_name: str, siblings: Mapping[str, TensorSpec], n: int, k: int) -> str | None:
+        """Why these tensors are not a matrix [n, k] of this format, or None when they are."""
+        stem = weight_name.removesuffix(".weight")
+        for part in self.parts:
+            found = siblings.get(stem + part.suffix)
+            if found is None:
+                return f"{part.suffix} is missing"
+            if found.dtype not in part.dtypes:
+                return f"{part.suffix} is {found.dtype}, expected {' or '.join(part.dtypes)}"
+            try:
+                expected = part.shape(n, k)
+            except Exception as error:
+                return str(error)
+            if found.shape != expected:
+                return f"{part.suffix} is {list(found.shape)}, expected {list(expected)} for [{n}, {k}]"
+        return None
+
+
+def matrix(n: int, k: int) -> tuple[int, ...]:
+    """The shape of an unpacked matrix."""
+    return (n, k)

@@ -1,0 +1,31 @@
+"""DeepSeek-V3/R1/V3.1 FP8: e4m3 codes, one float32 scale per 128 x 128 block, ragged edges cropped.
+
+`weight_scale_inv` is the multiplier, whatever its name says (formats: A1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from w4afp8.formats._spec import BlockWeight, Part, WeightFormat, matrix
+from w4afp8.numerics import fp8
+
+
+def _unpack(parts: Mapping[str, Tensor]) -> BlockWeight:
+    return BlockWeight(parts[".weight"], parts[".weight_scale_inv"].to(torch.float32))
+
+
+def _pack(weight: BlockWeight) -> dict[str, Tensor]:
+    return {".weight": weight.codes_NK, ".weight_scale_inv": weight.scale_RC}
+
+
+WEIGHT = WeightFormat(
+    name="deepseek_fp8",
+    bits=8,
+    parts=(Part(".weight", ("F8_E4M3",), matrix), Part(".weight_scale_inv", ("F32",), fp8.block_grid)),
+    unpack=_unpack,
+    pack=_pack,
+)

@@ -1,0 +1,87 @@
+"""SGLang `w4afp8`: int4 routed experts with one scale per 128 inputs, static FP8 activation scales, FP8 elsewhere.
+
+Agrees with: SGLang 0.5.23 `W4AFp8Config` / `W4AFp8MoEMethod` and TensorRT-LLM's quantize_mixed_precision_moe.py
+(formats: B1).  Weights are two's complement, column 2j in the low nibble of byte j; `weight_scale_inv` is the
+multiplier; activation scales stand under w1, w2, w3 beside weights named gate, down, up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from w4afp8.formats._spec import GroupWeight, Part, WeightFormat
+from w4afp8.formats._target import CheckpointFormat, InputScale
+from w4afp8.numerics import groups, int4
+
+INPUT_SCALE_NAMES = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
+ACTIVATION_SCALES_FILE = "act_scales.safetensors"
+
+
+def _packed(n: int, k: int) -> tuple[int, ...]:
+    groups.count(k)
+    return (n, k // 2)
+
+
+def _scales(n: int, k: int) -> tuple[int, ...]:
+    return (n, groups.count(k))
+
+
+def _unpack(parts: Mapping[str, Tensor]) -> GroupWeight:
+    return GroupWeight(int4.unpack_low_first(parts[".weight"]), parts[".weight_scale_inv"].to(torch.float32))
+
+
+def _pack(weight: GroupWeight) -> dict[str, Tensor]:
+    return {".weight": int4.pack_low_first(weight.codes_NK), ".weight_scale_inv": weight.scale_NG}
+
+
+def _config(source: Mapping[str, Any]) -> dict[str, Any]:
+    """SGLang reads `quant_method` and hard-codes the rest; the rest is here for people."""
+    return {
+        "quant_method": "w4afp8",
+        "activation_scheme": "static",
+        "linear_activation_scheme": "dynamic",
+        "weight_block_size": [128, 128],
+        "group_size": groups.GROUP,
+    }
+
+
+def _side_files(source: Mapping[str, Any]) -> dict[str, Any]:
+    """The two files beside config.json by which TensorRT-LLM tells experts (int4) from the rest (FP8 blocks)."""
+    layers: dict[str, Any] = {}
+    for layer in range(source["num_hidden_layers"] + source.get("num_nextn_predict_layers", 0)):
+        prefix = f"model.layers.{layer}"
+        for name in ("fused_a", "q_b_proj", "kv_b_proj", "o_proj"):
+            layers[f"{prefix}.self_attn.{name}"] = {"quant_algo": "FP8_BLOCK_SCALES"}
+        dense = layer < source["first_k_dense_replace"]
+        for name in ("gate_up_proj", "down_proj"):
+            layers[f"{prefix}.mlp.{'' if dense else 'shared_experts.'}{name}"] = {"quant_algo": "FP8_BLOCK_SCALES"}
+        if not dense:
+            layers[f"{prefix}.mlp.experts"] = {"quant_algo": "W4A8_AWQ", "group_size": groups.GROUP}
+    mixed = {"quant_algo": "MIXED_PRECISION", "kv_cache_quant_algo": None}
+    return {
+        "hf_quant_config.json": {"quantization": dict(mixed)},
+        "quant_cfg.json": {**mixed, "quantized_layers": layers},
+    }
+
+
+WEIGHT = WeightFormat(
+    name="sglang_w4afp8",
+    bits=4,
+    parts=(Part(".weight", ("I8",), _packed), Part(".weight_scale_inv", ("F32",), _scales)),
+    unpack=_unpack,
+    pack=_pack,
+)
+
+CHECKPOINT = CheckpointFormat(
+    name="sglang_w4afp8",
+    expert_weight=WEIGHT,
+    input_scale=InputScale(ACTIVATION_SCALES_FILE, INPUT_SCALE_NAMES),
+    partial_experts=None,
+    quantization_config=_config,
+    side_files=_side_files,
+    read_by=("SGLang >= 0.5 (--quantization is detected)", "TensorRT-LLM (W4A8_CUSTOM)"),
+)

@@ -1,0 +1,65 @@
+"""Writes wgmma.cuh: one multiply per token count, because PTX wants every accumulator register named.
+
+Run `python make_wgmma.py > wgmma.cuh` after changing TOKENS.
+"""
+
+TOKENS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+
+HEAD = """\
+// Written by make_wgmma.py.  D[64 x N] (+)= A[64 x 32] * B[32 x N], e4m3 operands, float32 accumulators:
+// A in registers, B in shared memory (K-major, 128-byte swizzle), for every token count N in use.
+#pragma once
+#include <cstdint>
+
+namespace w4afp8::ptx {
+
+// Orders earlier register writes before the multiplies that read them.
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int kPending>
+__device__ __forceinline__ void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+
+// Keeps the compiler from moving the computation of a register across this line.
+__device__ __forceinline__ void pin(uint32_t& r) { asm volatile("" : "+r"(r)::"memory"); }
+__device__ __forceinline__ void pin(float& r) { asm volatile("" : "+f"(r)::"memory"); }
+
+// Rows of 128 bytes, swizzled; eight rows are one 1024-byte atom.  Bits: address/16, stride between atoms/16 at 32,
+// swizzle mode 128B at 62.
+__device__ __forceinline__ uint64_t swizzled_rows(uint32_t shared_address) {
+  return (uint64_t{1} << 62) | (uint64_t{1024 >> 4} << 32) | (uint64_t{1} << 16) | ((shared_address & 0x3FFFF) >> 4);
+}
+
+template <int kTokens>
+struct Wgmma;
+"""
+
+BODY = """
+template <>
+struct Wgmma<{n}> {{
+  __device__ __forceinline__ static void multiply(float (&d)[{regs}], const uint32_t* a, uint64_t b, bool accumulate) {{
+    asm volatile(
+        "{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{flag}, 0;\\n"
+        "wgmma.mma_async.sync.aligned.m64n{n}k32.f32.e4m3.e4m3 {{{names}}}, "
+        "{{%{a0}, %{a1}, %{a2}, %{a3}}}, %{b}, p, 1, 1;\\n}}\\n"
+        : {outs}
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(accumulate)));
+  }}
+}};
+"""
+
+
+def struct(n: int) -> str:
+    """The specialisation for `n` tokens."""
+    regs = n // 2
+    outs = [f'"+f"(d[{i}])' for i in range(regs)]
+    lines = [", ".join(outs[i : i + 8]) for i in range(0, regs, 8)]
+    return BODY.format(
+        n=n, regs=regs, names=", ".join(f"%{i}" for i in range(regs)), outs=",\n          ".join(lines),
+        a0=regs, a1=regs + 1, a2=regs + 2, a3=regs + 3, b=regs + 4, flag=regs + 5,
+    )
+
+
+if __name__ == "__main__":
+    print(HEAD + "".join(struct(n) for n in TOKENS) + "\n}  // namespace w4afp8::ptx")

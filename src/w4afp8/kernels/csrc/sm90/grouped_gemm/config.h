@@ -1,0 +1,64 @@
+// What a block decides before its loop: tile shape, ring of stages, shared memory.
+#pragma once
+#include <cstdint>
+
+namespace w4afp8::grouped_gemm {
+
+constexpr int kTileRows = 64;        // output rows of one warpgroup: wgmma's M
+constexpr int kTileCols = 128;       // inputs of one step: one scale group, one 128-byte swizzled row of x
+constexpr int kTileBytes = 4096;     // codes of one tile
+constexpr int kMaxExperts = 512;     // what the plan in shared memory holds
+constexpr int kSharedLimit = 232448; // of one SM90 block
+
+// The token counts (wgmma's N) a kernel can run a tile with, ascending; a tile takes the smallest that holds it.
+template <int... kCounts>
+struct TokenCounts {
+  static constexpr int kMax = [] {
+    int most = 0;
+    ((most = kCounts > most ? kCounts : most), ...);
+    return most;
+  }();
+  template <class F>
+  __device__ __forceinline__ static void dispatch(int tokens, F&& run) {
+    bool done = false;
+    ((!done && tokens <= kCounts ? (done = true, run.template operator()<kCounts>()) : void()), ...);
+  }
+};
+
+// Experts that have tokens, in order, with the running number of tiles.
+struct ExpertPlan {
+  int active;
+  int tiles;
+  int expert[kMaxExperts];
+  int first_row[kMaxExperts];
+  int rows[kMaxExperts];
+  int tile_end[kMaxExperts];
+  uint64_t warp_total[32];
+};
+
+template <int kConsumers_, class Tokens_, int kStages_, int kStageGroups_, bool kGroupScale_ = false>
+struct Config {
+  using Tokens = Tokens_;
+  static constexpr int kConsumers = kConsumers_;            // warpgroups that multiply, 64 output rows each
+  static constexpr int kStages = kStages_;
+  static constexpr int kStageGroups = kStageGroups_;        // scale groups along K per stage
+  static constexpr bool kGroupScale = kGroupScale_;         // activation scale per token and group
+  static constexpr int kMaxTokens = Tokens::kMax;
+  static constexpr int kThreads = 128 * kConsumers + 32;    // the last warp loads
+  // All the registers an SM has for this one block.  Launch bounds would round the threads up to whole warpgroups.
+  static constexpr int kRegisters = 65536 / kThreads / 8 * 8 > 255 ? 255 : 65536 / kThreads / 8 * 8;
+  static constexpr int kBoxRows = kMaxTokens <= 8 ? 8 : kMaxTokens <= 64 ? 16 : 32;  // of x per copy
+
+  struct Smem {
+    alignas(1024) uint8_t x[kStages][kStageGroups][kMaxTokens * kTileCols];          // e4m3, 128-byte swizzle
+    alignas(128) uint8_t codes[kStages][kConsumers][kStageGroups * kTileBytes];      // sm90 layout
+    alignas(128) uint8_t scale[kStages][kConsumers][kStageGroups * kTileRows * 4];   // bfloat16 or float
+    alignas(128) uint8_t out[kConsumers][kMaxTokens * kTileRows * 2];                // 16-bit results on their way
+    uint64_t full[kStages], empty[kStages];
+    ExpertPlan plan;
+  };
+  static_assert(kMaxTokens % kBoxRows == 0, "x is copied in whole boxes");
+  static_assert(sizeof(Smem) <= kSharedLimit, "this schedule does not fit one SM90 block");
+};
+
+}  // namespace w4afp8::grouped_gemm

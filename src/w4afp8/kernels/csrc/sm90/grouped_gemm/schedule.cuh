@@ -1,0 +1,135 @@
+// Which tile a block works on next.  A tile is (expert, block of rows, run of tokens); tiles are counted from the expert
+// offsets on the device, so nothing waits for the host.
+//
+// Whole waves of tiles go round robin.  What is left, less than one tile a block, is split along K: block c takes the
+// c-th equal share of the remaining (tile, group) pairs.  A tile's first share owns it: the others leave float partial
+// sums, and the owner adds them in block order, so the result is the same on every run.
+#pragma once
+#include "config.h"
+#include "params.h"
+
+namespace w4afp8::grouped_gemm {
+
+struct Segment {
+  int expert, row_tile;
+  int first_row, tokens;         // rows of x
+  int first_group, groups;       // along K
+  int first_peer, end_peer;      // blocks whose partial sums complete this tile; empty when none do
+  bool owner;
+};
+
+__device__ __forceinline__ int divide_up(int a, int b) { return (a + b - 1) / b; }
+
+__device__ __forceinline__ int offset_at(const Params& p, int e) {
+  if (p.offsets == nullptr) return e == 0 ? 0 : p.tokens;
+  long long v = p.offsets_64 ? static_cast<const long long*>(p.offsets)[e] : static_cast<const int*>(p.offsets)[e];
+  return static_cast<int>(v < 0 ? 0 : v > p.tokens ? p.tokens : v);  // a lying offset must not leave the arrays
+}
+
+// All threads of the block; ends with a barrier.
+template <int kThreads>
+__device__ void make_plan(const Params& p, int row_tiles, int max_tokens, ExpertPlan& plan) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  uint64_t before = 0;
+  for (int base = 0; base < p.experts; base += kThreads) {
+    const int e = base + threadIdx.x;
+    int first = 0, rows = 0;
+    if (e < p.experts) {
+      first = offset_at(p, e);
+      rows = max(offset_at(p, e + 1) - first, 0);
+    }
+    const int tiles = divide_up(rows, max_tokens) * row_tiles;
+    uint64_t sum = (uint64_t{rows > 0} << 32) + tiles;
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+      const uint64_t left = __shfl_up_sync(~0u, sum, step);
+      if (lane >= step) sum += left;
+    }
+    if (lane == 31) plan.warp_total[warp] = sum;
+    __syncthreads();
+    uint64_t total = 0, here = before;
+    for (int w = 0; w < kThreads / 32; ++w) {
+      if (w == warp) here += total;
+      total += plan.warp_total[w];
+    }
+    sum += here;
+    if (rows > 0) {
+      const int slot = static_cast<int>(sum >> 32) - 1;
+      plan.expert[slot] = e;
+      plan.first_row[slot] = first;
+      plan.rows[slot] = rows;
+      plan.tile_end[slot] = static_cast<int>(sum);
+    }
+    before += total;
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) {
+    plan.active = static_cast<int>(before >> 32);
+    plan.tiles = static_cast<int>(before);
+  }
+  __syncthreads();
+}
+
+// One block's walk over its segments; every thread that follows it sees the same ones.
+class Walk {
+ public:
+  __device__ Walk(const ExpertPlan& plan, const Params& p, int max_tokens)
+      : plan_(plan), max_tokens_(max_tokens), groups_(p.cols / kTileCols), tile_(blockIdx.x) {
+    const int blocks = gridDim.x;
+    whole_ = p.split_groups > 0 ? plan.tiles / blocks * blocks : plan.tiles;
+    const int rest = plan.tiles - whole_;
+    units_ = rest * groups_;
+    workers_ = p.split_groups > 0 ? min(blocks, max(rest, units_ / p.split_groups)) : 1;
+    const int c = blockIdx.x;
+    unit_ = c < workers_ ? share(c) : units_;
+    unit_end_ = c < workers_ ? share(c + 1) : units_;
+  }
+
+  __device__ bool next(Segment& s) {
+    s.first_peer = s.end_peer = 0;
+    s.owner = true;
+    if (tile_ < whole_) {
+      s.first_group = 0;
+      s.groups = groups_;
+      place(tile_, s);
+      tile_ += gridDim.x;
+      return true;
+    }
+    if (unit_ >= unit_end_) return false;
+    const int tile = unit_ / groups_;
+    s.first_group = unit_ - tile * groups_;
+    s.groups = min(groups_ - s.first_group, unit_end_ - unit_);
+    s.owner = s.first_group == 0;
+    if (s.owner) {
+      s.first_peer = s.end_peer = blockIdx.x + 1;
+      while (s.end_peer < workers_ && share(s.end_peer) < (tile + 1) * groups_) ++s.end_peer;
+    }
+    place(whole_ + tile, s);
+    unit_ += s.groups;
+    return true;
+  }
+
+ private:
+  __device__ int share(int c) const { return static_cast<int>(static_cast<long long>(units_) * c / workers_); }
+
+  // Tokens of an expert are cut into equal tiles; tiles that share weights are neighbours.
+  __device__ void place(int tile, Segment& s) {
+    while (tile >= plan_.tile_end[slot_]) ++slot_;
+    const int rows = plan_.rows[slot_];
+    const int runs = divide_up(rows, max_tokens_);
+    const int local = tile - (slot_ == 0 ? 0 : plan_.tile_end[slot_ - 1]);
+    const int run = local % runs;
+    const int step = divide_up(divide_up(rows, runs), 8) * 8;
+    s.expert = plan_.expert[slot_];
+    s.row_tile = local / runs;
+    s.first_row = plan_.first_row[slot_] + run * step;
+    s.tokens = min(step, rows - run * step);
+  }
+
+  const ExpertPlan& plan_;
+  const int max_tokens_, groups_;
+  int tile_, slot_ = 0;
+  int whole_, units_, workers_, unit_, unit_end_;
+};
+
+}  // namespace w4afp8::grouped_gemm

@@ -1,0 +1,16 @@
+// Scratch memory for partial sums, its flags zero between launches because every owner clears what it read.
+//
+// One per device and stream, so launches that may overlap never share it; one per graph for captured launches.  They
+// are never freed: a captured graph keeps the address.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace w4afp8 {
+
+// Returns null, or what went wrong.
+const char* workspace(cudaStream_t stream, size_t flag_bytes, size_t data_bytes, uint32_t** flags, float** data);
+
+}  // namespace w4afp8

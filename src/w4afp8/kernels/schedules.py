@@ -1,0 +1,105 @@
+"""How a problem is run: a schedule is a row, choosing is refusals and a cost.
+
+Letters as everywhere: T rows of x sorted by expert, E experts, N output rows, K inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil
+
+from w4afp8.errors import KernelError
+
+SMS = 132
+MAX_EXPERTS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What the host knows about a grouped GEMM; the rows of each expert it does not know."""
+
+    tokens: int
+    experts: int
+    rows: int
+    cols: int
+    group_scale: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """One compiled kernel (csrc/sm90/grouped_gemm/instances/<kernel>.cu) and how its last wave is split.
+
+    `split_groups` 0 runs whole tiles; n cuts the tiles of the last, partial wave along K into shares of n groups of
+    128 or more, summed in a fixed order.
+    """
+
+    kernel: str
+    consumers: int
+    max_tokens: int
+    split_groups: int
+    group_scale: bool = False
+
+    def refusals(self, p: Problem) -> list[str]:
+        """Why this row cannot run `p`; empty when it can."""
+        why = []
+        if p.group_scale != self.group_scale:
+            why.append(f"activation scales are {'' if p.group_scale else 'not '}per group of 128")
+        if p.experts > MAX_EXPERTS:
+            why.append(f"{p.experts} experts, the plan in shared memory holds {MAX_EXPERTS}")
+        if p.rows % 64:
+            why.append(f"N={p.rows} is no multiple of 64")
+        if p.cols % 128:
+            why.append(f"K={p.cols} is no multiple of 128")
+        return why
+
+
+ROWS = tuple(
+    Schedule(kernel, consumers, tokens, split, kernel.startswith("g"))
+    for kernel, consumers, tokens in (
+        ("t8", 4, 8), ("t16", 4, 16), ("t32", 4, 32), ("t64", 4, 64), ("t128", 2, 128), ("t160", 2, 160),
+        ("g16", 4, 16), ("g64", 4, 64), ("g128", 2, 128),
+    )
+    for split in (0, 4)
+)
+
+Cost = Callable[[Problem, Schedule], float]
+
+
+def cost_us(p: Problem, row: Schedule) -> float:
+    """A rough time: waves of tiles, each as long as its slower side, memory or tensor cores, plus what a tile wastes.
+
+    Rows are assumed to fall on experts evenly, which uniform routing does within a few standard deviations.
+    """
+    hit = p.experts * (1 - (1 - 1 / p.experts) ** p.tokens) if p.experts > 1 else 1.0
+    mean = p.tokens / hit
+    spread = mean + (mean**0.5 if p.experts > 1 else 0.0)
+    runs = ceil(spread / row.max_tokens) if spread > row.max_tokens else 1
+    tokens = max(8.0, ceil(mean / runs / 8) * 8.0)
+    tile_rows = 64 * row.consumers
+    tiles = hit * runs * ceil(p.rows / tile_rows)
+    bytes_us = tile_rows * p.cols * (0.53 / runs + 0.0) / 34.0e3
+    tensor_us = tile_rows * p.cols * tokens / 4096 / 1.7e3 * 1.2
+    issue_us = p.cols / 128 * (110 + tokens * 0.6) * row.consumers / 1.7e3
+    tile_us = max(bytes_us, tensor_us, issue_us) + 1.0
+    waves = tiles / SMS
+    if row.split_groups == 0:
+        waves = float(ceil(waves))
+    return waves * tile_us + (1.5 if row.split_groups else 0.0)
+
+
+def choose(p: Problem, rows: Iterable[Schedule] = ROWS, cost: Cost = cost_us) -> Schedule:
+    """The cheapest row that runs `p`; if none does, an error that lists every refusal."""
+    return _choose(p, tuple(rows), cost)
+
+
+@lru_cache(maxsize=4096)
+def _choose(p: Problem, rows: tuple[Schedule, ...], cost: Cost) -> Schedule:
+    refused = {row: row.refusals(p) for row in rows}
+    fitting = [row for row, why in refused.items() if not why]
+    if not fitting:
+        raise KernelError(
+            f"no schedule runs {p}:\n" + "\n".join(f"  {r.kernel}: {'; '.join(w)}" for r, w in refused.items())
+        )
+    return min(fitting, key=lambda row: cost(p, row))

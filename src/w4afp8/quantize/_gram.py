@@ -1,0 +1,32 @@
+"""Statistics of an expert's inputs, small enough to forget the inputs themselves.
+
+For a weight error E the mean output error is trace(E G E^T) with G = E[x x^T]: one K x K matrix answers every question
+about scales, folds and rounding (docs/numerics.md).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Added to G's diagonal, as a share of its mean: keeps directions that no token excited from being free of charge.
+DAMPING = 0.003
+
+
+def gram(x_nK: Tensor, weight_n: Tensor | None = None) -> Tensor:
+    """Mean of x x^T over the rows, each weighted by the square of its router weight: float32 [n, K] -> [K, K].
+
+    The square is how an expert's error enters the layer's output (MoEQuant, arXiv 2505.03804).
+    """
+    if weight_n is None:
+        return (x_nK.T @ x_nK).div_(max(len(x_nK), 1))
+    share = weight_n.square()
+    return ((x_nK * share[:, None]).T @ x_nK).div_(share.sum().clamp_min(torch.finfo(torch.float32).tiny))
+
+
+def damp(gram_KK: Tensor, share: float = DAMPING) -> Tensor:
+    """Add `share` of the mean diagonal to the diagonal, in place; an all-zero Gram becomes the identity."""
+    diagonal = gram_KK.diagonal()
+    mean = diagonal.mean()
+    diagonal.add_(torch.where(mean > 0, share * mean, torch.ones_like(mean)))
+    return gram_KK

@@ -1,0 +1,181 @@
+"""The product that an engine computes: packed bytes times FP8 activations, beside float64.
+
+The op decodes the bytes by its own code (kernels/), the float64 side by the format's (formats/): two readers.
+Letters: T tokens, E experts of a batch, N x K a weight, G groups along K.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+import w4afp8.kernels.ops  # noqa: F401  (registers torch.ops.w4afp8)
+from w4afp8.families._spec import PROJECTIONS
+from w4afp8.formats._target import CheckpointFormat
+from w4afp8.numerics import fp8, groups
+from w4afp8.numerics.distance import relative_frobenius
+from w4afp8.validate.findings import Check, LayerNumbers
+from w4afp8.validate.sides import Inputs, Side
+
+# Both sides are rounded to bfloat16, which costs 1.7e-3 (rms) by itself and would hide behind one large output value
+# as up to 2^-8.  What is left is a float32 sum (1e-6) that now and then lands on the other side of a rounding step
+# (1e-4); an FP8 tensor core's shorter sum stays below 1e-3.  A wrong nibble, scale or expert costs more than 1e-2.
+GEMM_ERROR = 2e-3
+# e4m3 rounds to 2.6 % (rms) where it is normal; a static scale that leaves more crushes or clips the activations.
+STATIC_ERROR = 0.2
+CLIPPED = 0.01  # share of recorded activations beyond 448 * input_scale
+BATCH_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Some experts' packed weights as the op takes them, and the same dequantized in float64."""
+
+    packed: Tensor  # int8 [E, N, K/2]
+    scale: Tensor  # bfloat16 [E, N, G]
+    dequantized: list[Tensor]  # float64 [N, K] each
+
+
+class GemmChecks:
+    """The grouped GEMM of every expert examined, and what static activation scales do to its inputs."""
+
+    def __init__(self, target: CheckpointFormat) -> None:
+        self.target = target
+        self.gemm = Check("grouped GEMM", "torch.ops.w4afp8.grouped_gemm on the packed bytes equals a float64 product")
+        self.static = Check("static activations", "the static scale neither clips nor crushes recorded activations")
+
+    @property
+    def all(self) -> list[Check]:
+        return [self.gemm, self.static]
+
+    def run(self, output: Side, numbers: LayerNumbers, inputs: Inputs, fold_H: Tensor, chosen: list[int]) -> None:
+        """Multiply the chosen experts of one layer in batches of at most `BATCH_BYTES`."""
+        layer = numbers.layer
+        expert_bytes = sum(output.weights.inventory[n].span_bytes for n in output.expert_names(layer, 0).values())
+        step = max(1, BATCH_BYTES // expert_bytes)
+        static = {site: self._static_scale(output, layer, site) for site in ("gate_up", "down")}
+        ranges = {site: _Range(scale) for site, scale in static.items()}
+        ranges["gate_up"].see(inputs.x * fold_H)
+        for begin in range(0, len(chosen), step):
+            batch = chosen[begin : begin + step]
+            rows = [inputs.rows_of(expert)[0] for expert in batch]
+            x = [inputs.x[r] * fold_H for r in rows]
+            exact = self._multiply(output, numbers, "gate_up", batch, x)
+            hidden = [_swiglu(product) for product in exact]
+            for h, expert, row in zip(hidden, batch, rows, strict=True):
+                ranges["down"].see(h[inputs.weight_of(expert, row) > 0])
+            self._multiply(output, numbers, "down", batch, hidden)
+        for site, seen in ranges.items():
+            numbers.activation[site] = seen.numbers()
+            if inputs.recorded:
+                self._judge_static(output, layer, site, seen)
+
+    def _multiply(
+        self, output: Side, numbers: LayerNumbers, site: str, batch: list[int], x: list[Tensor]
+    ) -> list[Tensor]:
+        """The float64 products of a batch, after comparing the op's with them."""
+        weights = _load(output, numbers.layer, site, batch)
+        offsets = torch.tensor([0, *torch.tensor([len(rows) for rows in x]).cumsum(0).tolist()])
+        codes, scale_T = torch.ops.w4afp8.quantize_fp8(torch.cat(x), "token")
+        product = torch.ops.w4afp8.grouped_gemm(
+            codes, scale_T, weights.packed, weights.scale, offsets, torch.bfloat16
+        )
+        exact: list[Tensor] = []
+        for place, expert in enumerate(batch):
+            mine = slice(int(offsets[place]), int(offsets[place + 1]))
+            seen = codes[mine].double() * scale_T[mine, None].double()
+            exact.append(seen @ weights.dequantized[place].T)
+            error = relative_frobenius(product[mine], exact[-1].to(product.dtype))
+            numbers.gemm[site] = max(numbers.gemm.get(site, 0.0), error)
+            self.gemm.examined += 1
+            if not error <= GEMM_ERROR:
+                self.gemm.blame(
+                    f"{output.family.expert(numbers.layer, expert)} {site}", f"a product {error:.2g} off (Frobenius)",
+                    f"at most {GEMM_ERROR:g}", "the bytes or the kernel are wrong: report it with this directory",
+                )  # fmt: skip
+        return exact
+
+    def _static_scale(self, output: Side, layer: int, site: str) -> float:
+        """What SGLang multiplies with: the largest of the layer's experts, rounded to bfloat16."""
+        projections = PROJECTIONS[:2] if site == "gate_up" else PROJECTIONS[2:]
+        names = (
+            self.target.input_scale.tensor_name(output.family.expert(layer, expert), projection)
+            for expert in range(output.d.experts)
+            for projection in projections
+        )
+        largest = torch.stack([output.reader.read(name).reshape(()) for name in names]).max()
+        return float(largest.to(torch.bfloat16))
+
+    def _judge_static(self, output: Side, layer: int, site: str, seen: _Range) -> None:
+        self.static.examined += 1
+        name = self.target.input_scale.tensor_name(
+            output.family.expert(layer, 0), "gate_proj" if site == "gate_up" else "down_proj"
+        )
+        if not seen.clipped <= CLIPPED:
+            self.static.blame(
+                name, f"{seen.clipped:.1%} of the recorded activations beyond 448 * {seen.scale:g}",
+                f"at most {CLIPPED:.0%}", "calibrate this layer's activation scale again",
+            )  # fmt: skip
+        elif not seen.error <= STATIC_ERROR:
+            self.static.blame(
+                name, f"recorded activations off by {seen.error:.1%} under the scale {seen.scale:g}",
+                f"at most {STATIC_ERROR:.0%}", "the scale is far too large: calibrate it again",
+            )  # fmt: skip
+
+
+class _Range:
+    """What a static scale does to the activations it has seen."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+        self.amax = 0.0
+        self._beyond = self._count = 0
+        self._difference = self._size = 0.0
+
+    def see(self, x: Tensor) -> None:
+        if x.numel() == 0:
+            return
+        x = x.float()
+        self.amax = max(self.amax, float(x.abs().max()))
+        self._beyond += int((x.abs() > fp8.LARGEST * self.scale).sum())
+        self._count += x.numel()
+        difference = fp8.round_static(x, self.scale) - x
+        self._difference += float(difference.square().sum(dtype=torch.float64))
+        self._size += float(x.square().sum(dtype=torch.float64))
+
+    @property
+    def clipped(self) -> float:
+        return self._beyond / max(1, self._count)
+
+    @property
+    def error(self) -> float:
+        return float((self._difference / self._size) ** 0.5) if self._size else 0.0
+
+    def numbers(self) -> dict[str, float]:
+        return {
+            "amax": self.amax, "scale": self.scale, "range": fp8.LARGEST * self.scale, "clipped": self.clipped,
+            "error": self.error,
+        }  # fmt: skip
+
+
+def _load(output: Side, layer: int, site: str, batch: list[int]) -> _Batch:
+    """Gate and up stacked on rows, gate first, or down: bytes as they are on disk, scales as the engine casts them."""
+    packed, scales, dequantized = [], [], []
+    projections = PROJECTIONS[:2] if site == "gate_up" else PROJECTIONS[2:]
+    for expert in batch:
+        names = output.expert_names(layer, expert)
+        items = [output.weights.inventory[names[projection]] for projection in projections]
+        packed.append(torch.cat([output.reader.read(item.tensors[0].name) for item in items]))
+        scales.append(torch.cat([output.reader.read(item.tensors[1].name) for item in items]).to(torch.bfloat16))
+        weights = [output.group_weight(names[projection]) for projection in projections]
+        codes = torch.cat([weight.codes_NK for weight in weights]).double()
+        dequantized.append(codes * groups.expand(torch.cat([weight.scale_NG for weight in weights])).double())
+    return _Batch(torch.stack(packed), torch.stack(scales), dequantized)
+
+
+def _swiglu(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return (silu(gate) * up).float()

@@ -1,0 +1,136 @@
+"""The order of a validation: headers, then values, then the source, then the product that an engine computes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from w4afp8 import families
+from w4afp8._version import __version__
+from w4afp8.checkpoint.reader import CheckpointReader
+from w4afp8.checkpoint.spec import TensorSpec
+from w4afp8.errors import W4AFP8Error
+from w4afp8.families._inventory import Item
+from w4afp8.validate import config as configs
+from w4afp8.validate import structure
+from w4afp8.validate.carried import check_carried, new_checks, routing_moved
+from w4afp8.validate.experts import ExpertChecks
+from w4afp8.validate.findings import Check, LayerNumbers, Progress, ValidationReport, silent
+from w4afp8.validate.gemm import GemmChecks
+from w4afp8.validate.sides import RecordedInputs, Side, chosen_experts, norm_fold
+from w4afp8.validate.values import ValueChecks
+
+NO_SOURCE = "no source given (--against)"
+
+
+def validate(
+    folder: Path, against: Path | None = None, *, on_progress: Progress | None = None, sample: int | None = None
+) -> ValidationReport:
+    """Prove a finished directory; with `against`, prove that it is that source, quantized.
+
+    `sample` experts per layer are compared and multiplied, all of them when it is None; structure and values are
+    always complete.  What is wrong stands in the report.  Memory is a batch of experts, never a layer.
+    Raises: CheckpointError when the *source* is unsound, or `folder` is no directory.
+    """
+    began = time.monotonic()
+    progress = on_progress or silent
+    source = None
+    try:
+        if against is not None:
+            source = Side.of(CheckpointReader(against))
+        return _Validation(folder, source, progress, sample).run(began)
+    finally:
+        if source is not None:
+            source.reader.close()
+
+
+class _Validation:
+    """One run: what every step needs, and the report that each adds to."""
+
+    def __init__(self, folder: Path, source: Side | None, progress: Progress, sample: int | None) -> None:
+        self.folder, self.source, self.progress, self.sample = folder, source, progress, sample
+        self.record = configs.read_record(folder)
+        self.config, self.unreadable = configs.read_config(folder)
+        self.target = configs.target_of(self.config, self.record)
+        name = source.reader.folder.resolve().name if source else None
+        self.report = ValidationReport(__version__, folder.resolve().name, name, self.target.name, sample)
+
+    def run(self, began: float) -> ValidationReport:
+        inventory = self._structure()
+        if inventory is None:
+            self._skip_the_rest("the structure is broken")
+        else:
+            with CheckpointReader(self.folder) as reader:
+                output = Side.of(reader, inventory)
+                values = ValueChecks(self.target, self.record.get("digests"))
+                values.run(reader, inventory, self.progress)
+                self.report.checks += values.all
+                self.report.histograms = values.histograms
+                self._compare(output)
+        self.report.seconds = round(time.monotonic() - began, 3)
+        return self.report
+
+    def _structure(self) -> dict[str, Item] | None:
+        """The inventory when the structure holds, else None."""
+        source_config = self.source.config if self.source else None
+        source_folder = self.source.reader.folder if self.source else None
+        index, specs = structure.check_index(self.folder)
+        settings = configs.check_config(self.config, self.target, source_config)
+        files = configs.check_side_files(self.folder, self.config, self.target, source_folder)
+        tensors, inventory = self._tensors(specs, settings)
+        self.report.checks += [structure.check_finished(self.folder), index, tensors, settings, files]
+        self.report.bytes_out = sum(spec.span_bytes for spec in specs.values())
+        if self.source is not None:
+            self.report.bytes_source = sum(spec.span_bytes for spec in self.source.reader.specs.values())
+        return None if index.failed or tensors.failed or tensors.skipped else inventory
+
+    def _tensors(self, specs: dict[str, TensorSpec], settings: Check) -> tuple[Check, dict[str, Item]]:
+        try:
+            if self.unreadable:
+                raise W4AFP8Error(self.unreadable)
+            family = families.of(self.config)
+            return structure.check_tensors(specs, family, family.dimensions(self.config), self.target)
+        except W4AFP8Error as error:
+            settings.blame("config.json", str(error), "a configuration that this program knows", "restore it")
+            return structure.tensors_check().skip("config.json says nothing usable"), {}
+
+    def _compare(self, output: Side) -> None:
+        experts = ExpertChecks(self.record.get("method"))
+        gemm = GemmChecks(self.target)
+        if self.source is None:
+            self.report.checks += [check.skip(NO_SOURCE) for check in (*new_checks(), *experts.all)]
+        else:
+            same, folds = check_carried(self.source, output, self.record, self.progress)
+            self.report.checks += [same, folds, *experts.all]
+        self.report.checks += gemm.all
+        recorded = RecordedInputs(self.folder)
+        layers = [layer for layer in range(output.d.all_layers) if output.d.is_moe(layer)]
+        for done, layer in enumerate(layers):
+            self.progress("experts", done, len(layers))
+            self._layer(output, layer, recorded, experts, gemm)
+        self.progress("experts", len(layers), len(layers))
+        if not any(layer.inputs == "recorded" for layer in self.report.layers):
+            gemm.static.skip("the directory holds no recorded inputs")
+
+    def _layer(
+        self, output: Side, layer: int, recorded: RecordedInputs, experts: ExpertChecks, gemm: GemmChecks
+    ) -> None:
+        d, source = output.d, self.source
+        inputs = recorded.layer(layer, d)
+        numbers = LayerNumbers(layer, d.is_mtp(layer), "recorded" if inputs.recorded else "synthetic")
+        chosen = chosen_experts(d.experts, self.sample)
+        fold_H = torch.ones(d.hidden) if source is None else norm_fold(source, output, layer)
+        if source is not None:
+            numbers.routing_moved = routing_moved(
+                source, output, layer, inputs, fold_H, self.report.check("folds")
+            )
+            experts.run(source, output, numbers, inputs, fold_H, chosen)
+        gemm.run(output, numbers, inputs, fold_H, chosen)
+        self.report.layers.append(numbers)
+
+    def _skip_the_rest(self, why: str) -> None:
+        values, gemm = ValueChecks(self.target), GemmChecks(self.target)
+        rest = [*values.all, *new_checks(), *ExpertChecks(None).all, *gemm.all]
+        self.report.checks += [check.skip(why) for check in rest]

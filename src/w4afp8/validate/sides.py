@@ -1,0 +1,119 @@
+"""The two sides of a comparison, and what is fed to both.  Letters: T tokens, H hidden, K choices per token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from w4afp8 import families
+from w4afp8.checkpoint.header import read_header
+from w4afp8.checkpoint.reader import CheckpointReader
+from w4afp8.checkpoint.spec import DTYPES
+from w4afp8.families._inventory import Item, take_inventory
+from w4afp8.families._spec import PROJECTIONS, Dimensions, Family
+from w4afp8.formats._spec import GroupWeight
+from w4afp8.model.weights import Weights
+from w4afp8.numerics import groups
+from w4afp8.validate.config import OWN_FOLDER
+
+INPUTS = "inputs.safetensors"
+SYNTHETIC_TOKENS = 16
+FEWEST_TOKENS = 8  # an expert that fewer recorded tokens reach is also fed the first ones of the others
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One checkpoint, opened."""
+
+    reader: CheckpointReader
+    config: Mapping[str, Any]
+    family: Family
+    d: Dimensions
+    weights: Weights
+
+    @staticmethod
+    def of(reader: CheckpointReader, inventory: Mapping[str, Item] | None = None) -> Side:
+        """Raises: CheckpointError when its tensors are not what its config promises."""
+        family = families.of(reader.config)
+        d = family.dimensions(reader.config)
+        items = take_inventory(family, d, reader.specs) if inventory is None else inventory
+        return Side(reader, reader.config, family, d, Weights(reader, items))
+
+    def group_weight(self, name: str) -> GroupWeight:
+        """A quantized matrix with its scales as the engine sees them: rounded to bfloat16."""
+        weight = self.weights.packed(name)
+        assert isinstance(weight, GroupWeight)
+        return GroupWeight(weight.codes_NK, groups.round_to_bf16(weight.scale_NG), weight.group_k)
+
+    def expert_names(self, layer: int, expert: int) -> dict[str, str]:
+        """projection -> weight name."""
+        stem = self.family.expert(layer, expert)
+        return {projection: f"{stem}.{projection}.weight" for projection in PROJECTIONS}
+
+    def vector(self, layer: int, name: str) -> Tensor:
+        return self.weights.vector(f"model.layers.{layer}.{name}")
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What the experts of one layer are fed: the source's normed states, and who goes where."""
+
+    x: Tensor  # float32 [T, H]
+    experts: Tensor  # int64 [T, K]
+    weights: Tensor  # float32 [T, K], routed_scaling_factor inside
+    recorded: bool
+
+    def rows_of(self, expert: int) -> tuple[Tensor, int]:
+        """Rows to feed to `expert`, and how many of them, the first ones, are really routed to it."""
+        routed = (self.experts == expert).any(1)
+        own = routed.nonzero().flatten()
+        more = (~routed).nonzero().flatten()[: max(0, FEWEST_TOKENS - len(own))]
+        return torch.cat((own, more)), len(own)
+
+    def weight_of(self, expert: int, rows: Tensor) -> Tensor:
+        """The routing weight of each of `rows` for `expert`, 0 where it is not routed there: [rows]."""
+        return torch.where(self.experts[rows] == expert, self.weights[rows], 0.0).sum(1)
+
+
+class RecordedInputs:
+    """`inputs.safetensors` of a finished run: per layer x, experts, weights."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / OWN_FOLDER / INPUTS
+        self._specs = {s.name: s for s in read_header(self._path)[0]} if self._path.exists() else {}
+
+    def layer(self, layer: int, d: Dimensions) -> Inputs:
+        """The recorded inputs of `layer`; Gaussian ones of a fixed seed where there are none."""
+        prefix = f"layers.{layer}."
+        if f"{prefix}x" in self._specs:
+            x, experts, weights = (self._read(f"{prefix}{part}") for part in ("x", "experts", "weights"))
+            return Inputs(x.float(), experts.long(), weights.float(), True)
+        generator = torch.Generator().manual_seed(layer)
+        x_TH = torch.randn(SYNTHETIC_TOKENS, d.hidden, generator=generator)
+        experts = torch.rand(SYNTHETIC_TOKENS, d.experts, generator=generator).topk(d.experts_per_token).indices
+        return Inputs(x_TH, experts, torch.full(experts.shape, d.routed_scale / d.experts_per_token), False)
+
+    def _read(self, name: str) -> Tensor:
+        spec = self._specs[name]
+        with self._path.open("rb") as file:
+            file.seek(spec.begin)
+            raw = torch.frombuffer(bytearray(file.read(spec.span_bytes)), dtype=torch.uint8)
+        return raw.view(DTYPES[spec.dtype]).view(spec.shape)
+
+
+def norm_fold(source: Side, output: Side, layer: int) -> Tensor:
+    """What a norm fold multiplied the experts' input with, per channel: float32 [H], all ones without a fold."""
+    before, after = (side.vector(layer, "post_attention_layernorm.weight") for side in (source, output))
+    return torch.where(before != 0, after / before, torch.ones_like(before))
+
+
+def chosen_experts(experts: int, sample: int | None) -> list[int]:
+    """All experts of a layer, or `sample` of them evenly spread."""
+    if sample is None or sample >= experts:
+        return list(range(experts))
+    return sorted({int(i * experts / sample) for i in range(max(1, sample))})

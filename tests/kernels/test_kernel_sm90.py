@@ -1,0 +1,89 @@
+"""The CUDA kernels against float64, schedule by schedule.  Needs a Hopper GPU."""
+
+import pytest
+import torch
+from kernel_problems import make, relative_error
+
+from w4afp8.kernels import ops, reference, schedules, sm90
+
+pytestmark = pytest.mark.gpu
+OPS = ops.torch.ops.w4afp8
+PLAIN = [row for row in schedules.ROWS if not row.group_scale]
+GROUPED = [row for row in schedules.ROWS if row.group_scale]
+COUNTS = {
+    "one token": [0, 1, 0],
+    "off every tile boundary": [1, 7, 0, 9, 33, 0, 130, 65],
+    "one expert has all": [0, 0, 301, 0],
+    "many experts": [e % 5 for e in range(300)],
+    "one expert": [77],
+}
+
+
+def run(problem, row, out=torch.bfloat16):
+    """The op on the device under one schedule, its output poisoned by whatever the allocator held: NaN."""
+    cuda = {k: getattr(problem, k).cuda() for k in ("x", "x_scale", "weight", "weight_scale", "offsets")}
+    weight, scale = reference.prepack(cuda["weight"], cuda["weight_scale"])
+    tokens, rows = len(problem.x), problem.codes.shape[1]
+    torch.full((tokens, rows), float("nan"), device="cuda", dtype=out)
+    return sm90.grouped_gemm(cuda["x"], cuda["x_scale"], weight, scale, cuda["offsets"], out, row)
+
+
+@pytest.mark.parametrize("row", PLAIN, ids=lambda r: f"{r.kernel}-{r.split_groups}")
+@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+def test_every_schedule_is_the_float64_product(row, counts):
+    problem = make(counts, 320, 640)
+    found = run(problem, row)
+    assert relative_error(found.cpu(), problem.truth()) < 2e-3
+    assert torch.equal(found, run(problem, row))
+
+
+@pytest.mark.parametrize("row", GROUPED, ids=lambda r: f"{r.kernel}-{r.split_groups}")
+@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+def test_group_scales_are_applied(row, counts):
+    problem = make(counts, 192, 512, scales="group128")
+    assert relative_error(run(problem, row).cpu(), problem.truth()) < 2e-3
+
+
+@pytest.mark.parametrize("row", PLAIN, ids=lambda r: f"{r.kernel}-{r.split_groups}")
+@pytest.mark.parametrize("scale_type", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("out", [torch.float16, torch.float32], ids=str)
+def test_types(row, scale_type, out):
+    problem = make([5, 0, 40, 131], 256, 1024, scales="tensor", scale_type=scale_type)
+    found = run(problem, row, out)
+    assert relative_error(found.cpu(), problem.truth()) < (3e-4 if out == torch.float32 else 8e-4)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1.0], ids=["zero mean", "positive mean"])
+def test_a_large_product_stays_exact(mean):
+    problem = make([24], 512, 7168)
+    problem.x = (torch.randn(24, 7168) * 40 + mean * 100).clamp(-448, 448).to(torch.float8_e4m3fn)
+    for row in PLAIN:
+        assert relative_error(run(problem, row).cpu(), problem.truth()) < 2e-3
+
+
+def test_the_op_takes_int64_offsets_and_empty_batches():
+    p = make([3, 0, 2], 128, 256)
+    weight, scale = OPS.prepack(p.weight.cuda(), p.weight_scale.cuda())
+    args = weight, scale, p.offsets.cuda().long(), torch.bfloat16, "sm90"
+    found = OPS.grouped_gemm(p.x.cuda(), p.x_scale.cuda(), *args)
+    assert relative_error(found.cpu(), p.truth()) < 2e-3
+    empty = OPS.grouped_gemm(p.x[:0].cuda(), p.x_scale[:0].cuda(), *args)
+    assert empty.shape == (0, 128)
+    one = make([19], 128, 256)
+    weight, scale = OPS.prepack(one.weight.cuda(), one.weight_scale.cuda())
+    found = OPS.linear(one.x.cuda(), one.x_scale.cuda(), weight[0], scale[0], torch.bfloat16, "sm90")
+    assert relative_error(found.cpu(), one.truth()) < 2e-3
+
+
+def test_a_captured_graph_replays_the_same_numbers():
+    p = make([9, 3, 60], 256, 512)
+    weight, scale = OPS.prepack(p.weight.cuda(), p.weight_scale.cuda())
+    args = p.x.cuda(), p.x_scale.cuda(), weight, scale, p.offsets.cuda(), torch.bfloat16, "sm90"
+    eager = OPS.grouped_gemm(*args)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = OPS.grouped_gemm(*args)
+    for _ in range(3):
+        captured.fill_(float("nan"))
+        graph.replay()
+        assert torch.equal(captured, eager)
