@@ -182,7 +182,7 @@ def ours(
     rows = [r for r in schedules.ROWS if not r.refusals(problem)] if sweep else [schedules.choose(problem)]
     if sweep:  # leave out what cannot win: tiles far larger or smaller than the rows an expert has
         mean = len(rs[0].tokens) / rs[0].hit
-        rows = [r for r in rows if r.max_tokens >= mean / 6 and (r.max_tokens <= max(mean * 8, 16))]
+        rows = [r for r in rows if r.max_tokens >= mean / 6 and (r.max_tokens <= max(mean * 4, 16))]
     inputs = []
     for r in rs:
         x = torch.randn((len(r.tokens), shape.cols), device=DEVICE, dtype=torch.bfloat16).to(FP8)

@@ -7,7 +7,7 @@ from pathlib import Path
 from w4afp8 import families
 from w4afp8.errors import HubError, RecipeError
 
-DATA_FILES = ("*.jsonl", "*.parquet", "*.txt")
+DATA_FILES = ["*.jsonl", "*.parquet", "*.txt"]
 
 
 def find_model(name: str, revision: str | None = None) -> Path:
@@ -44,7 +44,7 @@ def find_data(name: str) -> Path:
     return _snapshot(identifier, revision or None, "dataset", DATA_FILES)
 
 
-def _snapshot(identifier: str, revision: str | None, kind: str, patterns: tuple[str, ...] | None = None) -> Path:
+def _snapshot(identifier: str, revision: str | None, kind: str, patterns: list[str] | None = None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

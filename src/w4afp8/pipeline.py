@@ -20,15 +20,15 @@ from w4afp8.calibration import BUNDLED, BUNDLED_TEXT
 from w4afp8.calibration.tokens import CheckpointTokenizer, choose_sequences, digest
 from w4afp8.checkpoint import atomic
 from w4afp8.checkpoint.journal import Journal
-from w4afp8.checkpoint.reader import CONFIG, INDEX, CheckpointReader
-from w4afp8.convert import resources
+from w4afp8.checkpoint.reader import CheckpointReader
+from w4afp8.convert import output, resources
 from w4afp8.convert.execute import UnitWriter
 from w4afp8.convert.plan import Plan, Unit, make_plan
 from w4afp8.convert.publish import publish
 from w4afp8.convert.resources import Needs
 from w4afp8.convert.state import StateFiles
 from w4afp8.convert.survey import Identity, headers_identity, survey_values
-from w4afp8.errors import CheckpointError, RecipeError, ResumeError, Stopped
+from w4afp8.errors import RecipeError, Stopped
 from w4afp8.events import EventLog, Listener, ignore
 from w4afp8.families._inventory import take_inventory
 from w4afp8.formats._spec import GroupWeight
@@ -37,9 +37,9 @@ from w4afp8.model.weights import Weights
 from w4afp8.quantize._coverage import check_coverage, count_tokens
 from w4afp8.quantize._layer import quantize_layer
 from w4afp8.quantize._method import Method
-from w4afp8.record import RECORD_FOLDER, write_record
 from w4afp8.recipes._load import render
 from w4afp8.recipes._recipe import Recipe, Resume, Survey
+from w4afp8.record import RECORD_FOLDER, write_record
 
 STATE = "state"
 
@@ -100,8 +100,8 @@ def run(
     """
     journal = Journal(prepared.folder / STATE)
     if resume is Resume.NEVER:
-        _discard(prepared.out, journal)
-    _check_output(prepared, journal, resume)
+        output.discard(prepared.out, prepared.reader.folder, prepared.plan, journal)
+    output.check(prepared.out, prepared.reader.folder, RECORD_FOLDER, journal, resume)
     resources.check(prepared.needs, prepared.out)
     if prepared.recipe.compute.threads:
         torch.set_num_threads(prepared.recipe.compute.threads)
@@ -111,6 +111,7 @@ def run(
     if journal.fingerprint is None:
         _survey_coverage(prepared, listener)
     resumed = journal.open(fingerprint)
+    output.check_finished(prepared.out, prepared.plan, journal)
     atomic.write_bytes(prepared.folder / "recipe.yaml", render(prepared.recipe).encode())
     log = EventLog(prepared.folder / "run.jsonl", listener)
     log({"event": "resume" if resumed else "start", "version": _version.__version__, "units": len(prepared.plan.units)})
@@ -128,7 +129,7 @@ def run(
 
 def _run_units(prepared: Run, journal: Journal, log: Listener, stop: Callable[[], bool]) -> None:
     plan, states = prepared.plan, StateFiles(journal.folder)
-    decoder = _decoder(prepared)
+    decoder = decoder_of(prepared)
     current: Tensor | None = None
     before = ""
     for unit in plan.units:
@@ -202,7 +203,7 @@ def _unit_event(unit: Unit, record: dict[str, Any], seconds: float) -> dict[str,
     return event
 
 
-def _decoder(prepared: Run) -> Decoder:
+def decoder_of(prepared: Run) -> Decoder:
     plan = prepared.plan
     weights = Weights(prepared.reader, plan.inventory, prepared.recipe.compute.device)
     return Decoder(plan.family, plan.dimensions, weights)
@@ -215,28 +216,6 @@ def _check_device(name: str) -> None:
         raise RecipeError(f"compute.device {name!r} is no torch device; expected cpu or cuda") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RecipeError(f"compute.device is {name!r}, but torch finds no CUDA device; use cpu or install torch with CUDA")
-
-
-def _discard(out: Path, journal: Journal) -> None:
-    """Forget an unfinished run and the shards it wrote; a finished checkpoint is never touched."""
-    if journal.fingerprint is None:
-        return
-    for path in [*out.glob("model-*.safetensors"), *out.glob(f"*{atomic.PARTIAL}")]:
-        path.unlink()
-    journal.discard()
-
-
-def _check_output(prepared: Run, journal: Journal, resume: Resume) -> None:
-    out = prepared.out
-    if out.resolve() == prepared.reader.folder.resolve():
-        raise CheckpointError(f"{out} is the source itself; choose another output (-o)")
-    begun = journal.fingerprint is not None
-    if (out / CONFIG).exists() and (out / INDEX).exists() and not begun:
-        raise ResumeError(f"{out} holds a finished checkpoint; choose another output (-o) or remove it first")
-    if out.is_dir() and not begun and any(path.name != RECORD_FOLDER for path in out.iterdir()):
-        raise ResumeError(f"{out} is not empty and holds no unfinished run of ours; choose another output (-o)")
-    if resume is Resume.REQUIRED and not begun:
-        raise ResumeError(f"{out} holds no unfinished run to resume")
 
 
 def _survey_source(prepared: Run, journal: Journal, listener: Listener) -> Identity:
@@ -262,7 +241,7 @@ def _survey_coverage(prepared: Run, listener: Listener) -> None:
         return
     with torch.inference_mode():
         counts = count_tokens(
-            _decoder(prepared),
+            decoder_of(prepared),
             prepared.tokens_BS,
             lambda done, of: listener({"event": "progress", "unit": "calibration coverage", "done": done, "of": of}),
         )

@@ -31,7 +31,7 @@ def run(problem, row, out=torch.bfloat16):
 @pytest.mark.parametrize("row", PLAIN, ids=lambda r: f"{r.kernel}-{r.split_groups}")
 @pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
 def test_every_schedule_is_the_float64_product(row, counts):
-    problem = make(counts, 320, 640)
+    problem = make(counts, 320, 768)
     found = run(problem, row)
     assert relative_error(found.cpu(), problem.truth()) < 2e-3
     assert torch.equal(found, run(problem, row))

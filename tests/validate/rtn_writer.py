@@ -67,7 +67,58 @@ def write_rtn(source: Path, out: Path, record: dict[str, Any] | None = None) -> 
         if path.suffix == ".json" and path.name not in ("config.json", "model.safetensors.index.json"):
             shutil.copyfile(path, out / path.name)
     (out / "w4afp8").mkdir()
+    write_inputs(out, config)
     write_json(out / "w4afp8/record.json", record or {"format": "sglang_w4afp8", "method": "rtn", "layers": []})
+
+
+def write_inputs(out: Path, config: dict[str, Any], tokens: int = 24) -> None:
+    """Gaussian inputs, routed at random, for every layer with experts."""
+    generator = torch.Generator().manual_seed(11)
+    inputs: dict[str, Tensor] = {}
+    layers = config["num_hidden_layers"] + config.get("num_nextn_predict_layers", 0)
+    for layer in range(config["first_k_dense_replace"], layers):
+        x = torch.randn(tokens, config["hidden_size"], generator=generator).bfloat16()
+        chosen = torch.rand(tokens, config["n_routed_experts"], generator=generator)
+        experts = chosen.topk(config["num_experts_per_tok"]).indices.int()
+        inputs |= {f"layers.{layer}.x": x, f"layers.{layer}.experts": experts}
+        inputs[f"layers.{layer}.weights"] = torch.full(experts.shape, 0.6)
+    save_file(inputs, out / "w4afp8/inputs.safetensors")
+
+
+def encode_blocks(real: Tensor) -> tuple[Tensor, Tensor]:
+    """FP8 with amax/448 per 128 x 128 block; both sides multiples of 128."""
+    n, k = real.shape
+    blocks = real.view(n // 128, 128, k // 128, 128)
+    scale = blocks.abs().amax((1, 3)) / 448
+    codes = (blocks / scale[:, None, :, None]).view(n, k).clamp(-448, 448).to(torch.float8_e4m3fn)
+    return codes, scale
+
+
+def fold_layer(source: Path, out: Path, layer: int) -> None:
+    """Divide a layer's norm by powers of two and every up row by anything, multiply what follows; record it."""
+    generator = torch.Generator().manual_seed(layer)
+    original, prefix = read_all(source), f"model.layers.{layer}."
+    norm = original[f"{prefix}post_attention_layernorm.weight"]
+    s = 2.0 ** torch.randint(0, 2, norm.shape, generator=generator)
+    changed = {f"{prefix}post_attention_layernorm.weight": (norm.float() / s).bfloat16()}
+    router = f"{prefix}mlp.gate.weight"
+    changed[router] = (original[router].float() * s).bfloat16()
+    for kind in ("gate", "up"):
+        name = f"{prefix}mlp.shared_experts.{kind}_proj.weight"
+        codes, scale = encode_blocks(dequantize_blocks(original[name], original[name + "_scale_inv"]) * s)
+        changed |= {name: codes, name + "_scale_inv": scale}
+    for name in [name for name in original if name.startswith(f"{prefix}mlp.experts.") and EXPERT.match(name)]:
+        real = dequantize_blocks(original[name], original[name + "_scale_inv"])
+        _, expert, kind = EXPERT.match(name).groups()  # type: ignore[union-attr]
+        t = torch.rand(real.shape[0], generator=torch.Generator().manual_seed(int(expert))) * 0.8 + 0.6
+        real = {"gate": real * s, "up": real * s / t[:, None], "down": real * t}[kind]
+        quantize_expert(changed, name, real.contiguous())
+    for file in {file_of(out, name) for name in changed}:
+        mine = {name: tensor for name, tensor in changed.items() if file_of(out, name) == file}
+        edit_tensors(out, file, lambda tensors, mine=mine: tensors.update(mine))
+    record = json.loads((out / "w4afp8/record.json").read_text())
+    folded = [{"layer": layer, "fold": {"kept": True}}]
+    write_json(out / "w4afp8/record.json", {**record, "method": "awq", "layers": folded})
 
 
 def write_tensors(out: Path, tensors: dict[str, Tensor], scales: dict[str, Tensor]) -> None:

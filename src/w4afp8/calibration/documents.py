@@ -46,7 +46,7 @@ def _jsonl(path: Path) -> Iterator[Document]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise CalibrationError(f"{path}, line {number}: not JSON ({error})") from error
             yield _document(row, f"{path}, line {number}")
 
@@ -57,10 +57,14 @@ def _parquet(path: Path) -> Iterator[Document]:
     except ImportError as error:
         raise CalibrationError(f"{path}: reading parquet needs pyarrow; pip install 'w4afp8[parquet]'") from error
     number = 0
-    for batch in parquet.ParquetFile(path).iter_batches(batch_size=256):
-        for row in batch.to_pylist():
-            number += 1
-            yield _document(row, f"{path}, row {number}")
+    try:
+        batches = parquet.ParquetFile(path).iter_batches(batch_size=256)
+        for batch in batches:
+            for row in batch.to_pylist():
+                number += 1
+                yield _document(row, f"{path}, row {number}")
+    except (ValueError, OSError) as error:  # pyarrow's own errors are one or the other
+        raise CalibrationError(f"{path}: not parquet ({error}); fetch it again") from error
 
 
 def _document(row: Any, where: str) -> Document:

@@ -6,7 +6,7 @@ import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -31,14 +31,17 @@ class CheckpointTokenizer:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._fast = None
+        self._fast: Any = None
         if (folder / "tokenizer.json").is_file():
             from tokenizers import Tokenizer as FastTokenizer
 
-            self._fast = FastTokenizer.from_file(str(folder / "tokenizer.json"))
+            try:
+                self._fast = FastTokenizer.from_file(str(folder / "tokenizer.json"))
+            except Exception as error:  # the library raises nothing narrower
+                raise CalibrationError(f"{folder / 'tokenizer.json'}: not a tokenizer ({error}); copy it again") from error
         elif not (folder / "tokenizer_config.json").is_file():
             raise CalibrationError(f"{folder}: found no tokenizer.json; copy the model's tokenizer files beside its weights")
-        self._full = None
+        self._full: Any = None
 
     def encode(self, document: Document) -> list[int]:
         if isinstance(document, str):
@@ -54,7 +57,7 @@ class CheckpointTokenizer:
                                    "give plain text instead")  # fmt: skip
         return str(tokenizer.apply_chat_template(chat, tokenize=False))
 
-    def _transformers(self):  # type: ignore[no-untyped-def]
+    def _transformers(self) -> Any:
         if self._full is None:
             from transformers import AutoTokenizer
 
@@ -68,7 +71,7 @@ def choose_sequences(
     """Equal shares of every source, drawn from all over it: int64 [tokens / sequence rounded up, sequence].
 
     Documents are cut into pieces long enough for one sequence, the pieces are shuffled by `seed`, and each gives its
-    first `sequence` tokens; what is shorter is joined with what follows.
+    first `sequence` tokens; what is shorter is joined with what follows, and a source that is short gives the rest too.
     Raises: CalibrationError when a source is empty or too short, or the tokenizer is of another model.
     """
     wanted = -(-tokens // sequence)
@@ -97,17 +100,23 @@ def _draw(path: Path, tokenizer: Tokenizer, share: int, sequence: int, seed: int
     random.Random(seed).shuffle(pieces)
     found: list[list[int]] = []
     rest: list[int] = []
+    spare: list[int] = []
     for piece in pieces:
         if len(found) == share:
             break
         ids = tokenizer.encode(piece)
         if len(ids) >= sequence:
             found.append(ids[:sequence])
+            spare += ids[sequence:]
         else:
             rest += ids
             if len(rest) >= sequence:
                 found.append(rest[:sequence])
                 rest = rest[sequence:]
+    spare += rest  # a short text gives all it has
+    for begin in range(0, len(spare) - sequence + 1, sequence):
+        if len(found) < share:
+            found.append(spare[begin : begin + sequence])
     return found
 
 

@@ -17,6 +17,7 @@ from w4afp8.checkpoint.spec import DTYPES, TensorSpec
 from w4afp8.errors import CheckpointError, raise_all
 
 LARGEST_HEADER_BYTES = 100_000_000  # the limit that safetensors itself sets
+MOST_DIMENSIONS = 64  # torch's own limit; the product of a million of them would never be computed
 METADATA = "__metadata__"
 
 
@@ -26,6 +27,8 @@ def read_header(path: Path) -> tuple[list[TensorSpec], dict[str, str]]:
     Raises: CheckpointError for a truncated file, a header that is no JSON object or names a tensor twice, unknown
     dtypes, shapes and offsets that disagree, overlaps, holes, and bytes after the last tensor.
     """
+    if not path.is_file():  # a directory, a pipe that would never answer
+        raise CheckpointError(f"{path.name}: not a file in {path.parent}; fetch it again")
     size_bytes = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -73,10 +76,12 @@ def _check_entry(name: str, entry: Any, file_name: str, data_begin: int) -> tupl
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         return [f"{name}: expected an object with dtype, shape and data_offsets, found {str(entry)[:80]}"], []
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in DTYPES:
-        return [f"{name}: unknown dtype {dtype!r}; known: {', '.join(DTYPES)}"], []
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        return [f"{name}: unknown dtype {str(dtype)[:80]!r}; known: {', '.join(DTYPES)}"], []
     if not _all_counts(shape) or not _all_counts(offsets) or len(offsets) != 2:
-        return [f"{name}: shape {shape} and offsets {offsets} must be lists of non-negative whole numbers"], []
+        return [f"{name}: shape {shape} and offsets {offsets} must be lists of non-negative whole numbers"[:300]], []
+    if len(shape) > MOST_DIMENSIONS:
+        return [f"{name}: {len(shape)} dimensions, expected at most {MOST_DIMENSIONS}"], []
     begin, end = offsets
     expected = math.prod(shape) * DTYPES[dtype].itemsize
     if end - begin != expected:

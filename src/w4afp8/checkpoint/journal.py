@@ -60,7 +60,8 @@ class Journal:
         atomic.write_json(self._path(unit), record)
 
     def discard(self) -> None:
-        """Forget everything."""
+        """Forget everything, the fingerprint first: killed on the way, what is left is no unfinished run."""
+        (self.folder / FINGERPRINT).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, unit: str) -> Path:

@@ -81,7 +81,11 @@ class CheckpointReader:
         path = self.folder / shard
         if Path(shard).name != shard or shard in ("", ".", ".."):
             raise CheckpointError(f"{INDEX} names the shard {shard!r}; expected a plain file name beside the index")
-        if not path.exists():
+        try:
+            there = path.exists()
+        except OSError:  # a name that no file can have
+            there = False
+        if not there:
             raise CheckpointError(f"{shard}: listed in {INDEX} but not in {self.folder}; fetch it again")
         target, home = path.resolve(), self.folder.resolve()
         blobs = home.parent.parent / "blobs"  # the Hub cache: models--org--name/{blobs,snapshots/REVISION}
@@ -112,7 +116,7 @@ class CheckpointReader:
     def _fill(self, spec: TensorSpec, raw: Tensor, skip_bytes: int) -> None:
         if spec.shard not in self._files:
             self._files[spec.shard] = os.open(self.shard_path(spec.shard), os.O_RDONLY)
-        buffer = memoryview(raw.numpy())
+        buffer = raw.numpy().data
         done = 0
         while done < len(buffer):
             got = os.preadv(self._files[spec.shard], [buffer[done:]], spec.begin + skip_bytes + done)
@@ -138,11 +142,13 @@ class CheckpointReader:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.  Raises: CheckpointError when it is missing, no JSON or no object."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path.name}: not found in {path.parent}") from error
     except (ValueError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path.name}: not valid JSON ({error})") from error
+    except OSError as error:
+        raise CheckpointError(f"{path.name}: cannot be read ({error})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path.name}: holds a JSON {type(content).__name__}, expected an object")
     return content

@@ -42,7 +42,7 @@ class ShardWriter:
         spec = self._take(name)
         if NAMES.get(tensor.dtype) != spec.dtype or tuple(tensor.shape) != spec.shape:
             raise CheckpointError(f"{spec}: planned so, but got {tensor.dtype} {list(tensor.shape)}")
-        data = memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
         _write_all(self._file, data, spec.begin)
         self.digests[name] = hashlib.sha256(data).hexdigest()
 
@@ -54,7 +54,7 @@ class ShardWriter:
             raise CheckpointError(f"{source}: planned as {spec.dtype} {list(spec.shape)}")
         digest, position = hashlib.sha256(), spec.begin
         for piece in reader.read_bytes(source_name):
-            data = memoryview(piece.numpy())
+            data = piece.numpy().data
             digest.update(data)
             _write_all(self._file, data, position)
             position += len(data)

@@ -12,6 +12,7 @@ from w4afp8.errors import RecipeError, raise_all
 from w4afp8.families._inventory import Item
 from w4afp8.families._spec import PROJECTIONS, Dimensions, Family, Role
 from w4afp8.formats._target import CheckpointFormat
+from w4afp8.numerics.groups import GROUP
 from w4afp8.recipes._recipe import Mtp, Recipe
 
 OUTSIDE = "outside"
@@ -138,6 +139,10 @@ def _quantized_names(
             f"{len(left)} of {len(must)} expert matrices are not targeted, first {left[0]}; engines that read "
             f"{target.name} load every routed expert as int4, so all or none"
         )
+    for stem in sorted(chosen & must):
+        n, k = matrices[stem].expected.shape
+        if k % GROUP:
+            problems.append(f"{stem} is [{n}, {k}]; {target.name} scales groups of {GROUP} inputs, and {k} is no multiple")
     raise_all(problems[:20], RecipeError, f"the recipe's targets do not fit {target.name}")
     return frozenset(matrices[stem].expected.name for stem in chosen & must)
 
@@ -211,4 +216,4 @@ def _count_roles(
         line[0] += 1
         line[1] += item.span_bytes
         line[2] += sum(spec.span_bytes for spec in outputs[name])
-    return tuple(RoleCount(role, *numbers, before, after) for (role, before, after), numbers in sorted(counts.items()))
+    return tuple(RoleCount(role, n, size, new, before, after) for (role, before, after), (n, size, new) in sorted(counts.items()))

@@ -18,13 +18,14 @@ from w4afp8.convert.plan import Plan
 from w4afp8.errors import ResourceError, raise_all
 from w4afp8.families._spec import Dimensions
 from w4afp8.model import attention
-from w4afp8.model.feedforward import PIECE_BYTES
+from w4afp8.model.feedforward import rows_per_piece
+from w4afp8.quantize._layer import TOP_UP_TOKENS
 from w4afp8.quantize._method import Method
 
 FLOAT = 4
 RAW = 2  # a matrix is read as stored, at most 16 bits an element, before it is widened
-# An expert of a trained router sees up to this multiple of the mean; more is answered by the operating system, not us.
-BUSIEST_EXPERT = 3.0
+# The busiest expert of a layer is taken to see this multiple of the mean.
+BUSIEST_EXPERT = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +54,29 @@ def estimate(plan: Plan, method: Method, tokens: int, sequence: int) -> Needs:
     """The needs of a run over `tokens` calibration tokens."""
     d = plan.dimensions
     states = tokens * d.hidden * FLOAT
-    routing = tokens * (2 * d.experts * FLOAT + d.experts_per_token * 12)
+    routing = tokens * (d.experts * FLOAT + d.experts_per_token * 12)
     expert = 3 * d.hidden * d.expert_intermediate * FLOAT
-    rows = int(min(tokens, max(256, BUSIEST_EXPERT * tokens * d.experts_per_token / d.experts)))
-    shared = expert * d.shared_experts
+    rows = int(min(tokens, max(TOP_UP_TOKENS, BUSIEST_EXPERT * tokens * d.experts_per_token / d.experts)))
+    # A layer keeps its states and their norm; an expert its weights and inputs while the next one's are read.
+    layer = 2 * states + routing + d.experts * d.hidden * FLOAT + expert * d.shared_experts * 2 // 3
+    measuring = _piece(rows, d.hidden, d.expert_intermediate, 3 * (d.hidden + d.expert_intermediate))
+    dense = _piece(tokens, d.hidden, d.dense_intermediate, d.hidden + 2 * d.dense_intermediate)
     phases = {
         "embedding": states + d.vocabulary * d.hidden * RAW,
         "attention": states + _attention_weights(d) * FLOAT + attention.working_bytes(d, sequence),
-        "dense mlp": 2 * states + 3 * d.hidden * d.dense_intermediate * FLOAT + PIECE_BYTES,
-        "routing": 2 * states + 2 * routing,
-        "experts": 2 * states + routing + shared * 2 // 3 + 2 * expert + rows * d.hidden * FLOAT + 2 * PIECE_BYTES
-        + method.statistics_bytes(d),
+        "dense mlp": 2 * states + 3 * d.hidden * d.dense_intermediate * FLOAT + dense,
+        "routing": 2 * states + 4 * routing,
+        "experts": layer + 2 * expert + 2 * rows * d.hidden * FLOAT + max(measuring, method.statistics_bytes(d, rows)),
     }  # fmt: skip
     if d.mtp_layers:
         phases["mtp entry"] = 2 * states + 2 * d.hidden * d.hidden * (FLOAT + RAW) + d.vocabulary * d.hidden * RAW
     resident = psutil.Process().memory_info().rss
     return Needs(resident, phases, output=plan.total_bytes, state=2 * states)
+
+
+def _piece(rows: int, hidden: int, width: int, floats_per_row: int) -> int:
+    """What one piece of a feed-forward holds."""
+    return min(rows, rows_per_piece(hidden, width)) * floats_per_row * FLOAT
 
 
 def _attention_weights(d: Dimensions) -> int:

@@ -69,7 +69,7 @@ def _read_shard(
     for spec in ordered:
         position = 0
         for piece in reader.read_bytes(spec.name):
-            digest.update(memoryview(piece.numpy()))
+            digest.update(piece.numpy().data)
             bad = first_not_finite(piece, spec.dtype)
             if bad is not None:
                 problems.append(f"{spec}: element {position // spec.item_bytes + bad} is NaN or infinite")

@@ -12,6 +12,9 @@ from w4afp8.families._spec import VECTOR_DTYPES, Dimensions, Expected, Family
 from w4afp8.formats._spec import WeightFormat
 
 
+MOST_MISSING = 100_000  # that many missing tensors are still named; a config that promises more is of another model
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """One expected matrix or vector, the format it stands in (None: a vector, stored as it is), and its tensors."""
@@ -38,6 +41,7 @@ def take_inventory(
     """
     items: dict[str, Item] = {}
     problems: list[str] = []
+    _refuse_the_absurd(dimensions, len(specs))
     unknown = dict(specs)
     for expected in family.expected(dimensions).values():
         found = specs.get(expected.name)
@@ -66,6 +70,16 @@ def take_inventory(
     return items
 
 
+def _refuse_the_absurd(d: Dimensions, found: int) -> None:
+    """A config may not make us name a billion tensors before we notice that they are not there."""
+    promised = d.all_layers + max(0, d.all_layers - d.dense_layers) * d.experts * 3
+    if promised > 4 * found + MOST_MISSING:
+        raise CheckpointError(
+            f"config.json promises at least {promised:,} tensors ({d.all_layers:,} layers, {d.experts:,} experts), "
+            f"the checkpoint holds {found:,}; the config is of another model"
+        )
+
+
 def _match(expected: Expected, found: TensorSpec, specs: Mapping[str, TensorSpec]) -> Item:
     if not expected.matrix:
         if found.dtype not in VECTOR_DTYPES or found.shape != expected.shape:
@@ -77,8 +91,7 @@ def _match(expected: Expected, found: TensorSpec, specs: Mapping[str, TensorSpec
 
 
 def _siblings(stem: str, specs: Mapping[str, TensorSpec]) -> list[tuple[str, TensorSpec]]:
-    suffixes = {part.suffix for name in formats.names() for part in formats.get(name).parts}
-    return [(stem + suffix, specs[stem + suffix]) for suffix in sorted(suffixes) if stem + suffix in specs]
+    return [(stem + suffix, specs[stem + suffix]) for suffix in formats.suffixes() if stem + suffix in specs]
 
 
 def _shorten(problems: list[str], most: int = 40) -> list[str]:

@@ -52,6 +52,7 @@ MTP = (
     ("shared_head.head.weight", Role.MTP, "V H"),
 )
 OUTSIDE = (("model.embed_tokens.weight", Role.EMBEDDING, "V H"), ("model.norm.weight", Role.NORM, "H"))
+LARGEST_NUMBER = 1e30
 HEAD = ("lm_head.weight", Role.HEAD, "V H")
 
 
@@ -134,8 +135,8 @@ def _dimensions(config: Mapping[str, Any]) -> Dimensions:
         expert_groups=whole("n_group", 1),
         groups_per_token=whole("topk_group", 1),
         normalize_weights=bool(config.get("norm_topk_prob", True)),
-        routed_scale=float(config.get("routed_scaling_factor", 1.0)),
-        norm_epsilon=float(config.get("rms_norm_eps", 1e-6)),
+        routed_scale=_number(config, "routed_scaling_factor", 1.0, problems),
+        norm_epsilon=_number(config, "rms_norm_eps", 1e-6, problems),
         rope=_rope(config, problems),
         rope_interleaved=bool(config.get("rope_interleave", True)),
         tied_head=bool(config.get("tie_word_embeddings", False)),
@@ -150,27 +151,46 @@ def _dimensions(config: Mapping[str, Any]) -> Dimensions:
 
 def _rope(config: Mapping[str, Any], problems: list[str]) -> Rope:
     """`rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (the published files)."""
-    scaling = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-    theta = float(scaling.get("rope_theta", config.get("rope_theta", 10000.0)))
+    scaling: dict[str, Any] = {"rope_theta": config.get("rope_theta")}
+    for field in ("rope_scaling", "rope_parameters"):
+        found = config.get(field) or {}
+        if isinstance(found, dict):
+            scaling |= {key: value for key, value in found.items() if value is not None}
+        else:
+            problems.append(f"{field} is {found!r}, expected an object")
+    theta = _number(scaling, "rope_theta", 10000.0, problems, least=1.0)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return Rope(theta)
     if kind != "yarn":
         problems.append(f"rope type is {kind!r}, expected 'default' or 'yarn'")
         return Rope(theta)
+    trained = _number(config, "max_position_embeddings", 4096, problems, least=1.0)
+    attention_factor = None
+    if scaling.get("attention_factor") is not None:
+        attention_factor = _number(scaling, "attention_factor", 1.0, problems)
     return Rope(
         theta,
-        factor=float(scaling.get("factor", 1.0)),
-        original_positions=int(
-            scaling.get("original_max_position_embeddings") or config.get("max_position_embeddings", 4096)
-        ),
-        beta_fast=float(scaling.get("beta_fast") or 32),
-        beta_slow=float(scaling.get("beta_slow") or 1),
-        mscale=float(scaling.get("mscale") or 0),
-        mscale_all_dim=float(scaling.get("mscale_all_dim") or 0),
-        attention_factor=scaling.get("attention_factor"),
+        factor=_number(scaling, "factor", 1.0, problems, least=1.0),
+        original_positions=int(_number(scaling, "original_max_position_embeddings", trained, problems, least=1.0)),
+        beta_fast=_number(scaling, "beta_fast", 32.0, problems) or 32.0,
+        beta_slow=_number(scaling, "beta_slow", 1.0, problems) or 1.0,
+        mscale=_number(scaling, "mscale", 0.0, problems),
+        mscale_all_dim=_number(scaling, "mscale_all_dim", 0.0, problems),
+        attention_factor=attention_factor,
         truncate=bool(scaling.get("truncate", True)),
     )
+
+
+def _number(fields: Mapping[str, Any], field: str, default: float, problems: list[str], least: float = 0.0) -> float:
+    """A finite number of at least `least`; the default when the field is absent or, where that is allowed, null."""
+    value = fields.get(field, default)
+    if value is None and field.startswith("rope"):
+        return default
+    if type(value) not in (int, float) or not least <= value <= LARGEST_NUMBER:
+        problems.append(f"{field} is {value!r}, expected a number of at least {least:g}")
+        return default
+    return float(value)
 
 
 def _without_mtp(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ def names() -> tuple[str, ...]:
     return registry.names(sys.modules[__name__])
 
 
+@cache
 def get(name: str) -> WeightFormat:
     """The weight format of that name.  Raises: RecipeError when there is none."""
     found: WeightFormat = registry.load(sys.modules[__name__], name, "format").WEIGHT
@@ -41,6 +42,12 @@ def targets() -> tuple[str, ...]:
     """Every format that a checkpoint can be written in."""
     here = sys.modules[__name__]
     return tuple(name for name in names() if hasattr(registry.load(here, name, "format"), "CHECKPOINT"))
+
+
+@cache
+def suffixes() -> tuple[str, ...]:
+    """What any format appends to a weight's stem."""
+    return tuple(sorted({part.suffix for name in names() for part in get(name).parts}))
 
 
 def detect(weight: TensorSpec, siblings: dict[str, TensorSpec], n: int, k: int) -> WeightFormat:

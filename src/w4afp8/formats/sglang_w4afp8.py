@@ -46,6 +46,7 @@ def _config(source: Mapping[str, Any]) -> dict[str, Any]:
         "linear_activation_scheme": "dynamic",
         "weight_block_size": [128, 128],
         "group_size": groups.GROUP,
+        **({"mtp_experts": "int4"} if source.get("num_nextn_predict_layers") else {}),
     }
 
 

@@ -38,6 +38,7 @@ class Schedule:
     kernel: str
     consumers: int
     max_tokens: int
+    stage_groups: int
     split_groups: int
     group_scale: bool = False
 
@@ -50,16 +51,17 @@ class Schedule:
             why.append(f"{p.experts} experts, the plan in shared memory holds {MAX_EXPERTS}")
         if p.rows % 64:
             why.append(f"N={p.rows} is no multiple of 64")
-        if p.cols % 128:
-            why.append(f"K={p.cols} is no multiple of 128")
+        if p.cols % (128 * self.stage_groups):
+            why.append(f"K={p.cols} is no multiple of {128 * self.stage_groups}")
         return why
 
 
 ROWS = tuple(
-    Schedule(kernel, consumers, tokens, split, kernel.startswith("g"))
-    for kernel, consumers, tokens in (
-        ("t8", 4, 8), ("t16", 4, 16), ("t32", 4, 32), ("t64", 4, 64), ("t128", 2, 128), ("t160", 2, 160),
-        ("g16", 4, 16), ("g64", 4, 64), ("g128", 2, 128),
+    Schedule(kernel, consumers, tokens, stage_groups, split, kernel.startswith("g"))
+    for kernel, consumers, tokens, stage_groups in (
+        ("t8", 4, 8, 2), ("t16", 4, 16, 2), ("t32", 4, 32, 1), ("t32w", 3, 32, 2), ("t48", 3, 48, 1), ("t64", 3, 64, 1),
+        ("t64n", 2, 64, 1), ("t96", 2, 96, 1), ("t128", 2, 128, 1), ("t160", 2, 160, 1),
+        ("g16", 4, 16, 1), ("g64", 3, 64, 1), ("g128", 2, 128, 1),
     )
     for split in (0, 4)
 )

@@ -55,10 +55,10 @@ class Attention:
             q = rms_norm(x_SH @ down.T, norm, LORA_EPSILON) @ up.T
         else:
             q = x_SH @ self.query.T
-        q_nope, q_rope = q.view(s, d.heads, d.query_head).transpose(0, 1).split((d.nope, d.rope_dims), -1)
-        latent, k_rope = (x_SH @ self.kv_a.T).split((d.kv_lora, d.rope_dims), -1)
+        q_nope, q_rope = torch.split(q.view(s, d.heads, d.query_head).transpose(0, 1), [d.nope, d.rope_dims], -1)
+        latent, k_rope = torch.split(x_SH @ self.kv_a.T, [d.kv_lora, d.rope_dims], -1)
         kv = rms_norm(latent, self.kv_norm, LORA_EPSILON) @ self.kv_b.T
-        k_nope, value = kv.view(s, d.heads, -1).transpose(0, 1).split((d.nope, d.value_head), -1)
+        k_nope, value = torch.split(kv.view(s, d.heads, -1).transpose(0, 1), [d.nope, d.value_head], -1)
         q_rope = rope.rotate(q_rope, cos, sin, d.rope_interleaved)
         k_rope = rope.rotate(k_rope, cos, sin, d.rope_interleaved).expand(d.heads, s, d.rope_dims)
         # Values are padded to the query's width: only then does torch take its fused path, which never holds S x S.

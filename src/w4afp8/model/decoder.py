@@ -31,7 +31,7 @@ class Decoder:
     def embed(self, tokens_BS: Tensor) -> Tensor:
         """Token embeddings, float32 [B, S, H].  Only the rows that occur are widened to float32."""
         table = self.weights.packed("model.embed_tokens.weight")
-        unique, place = tokens_BS.unique(return_inverse=True)
+        unique, place = torch.unique(tokens_BS, return_inverse=True)
         rows = table.real_NK[unique].float() if hasattr(table, "real_NK") else table.dequantize()[unique]
         return rows[place].to(self.weights.device)
 

@@ -47,7 +47,7 @@ def rotation_scale(rope: Rope) -> float:
 
 def softmax_scale(rope: Rope, query_head: int) -> float:
     """What attention scores are multiplied with."""
-    scale = query_head**-0.5
+    scale = float(query_head**-0.5)
     if rope.factor > 1 and rope.mscale_all_dim:
         scale *= _magnitude(rope.factor, rope.mscale_all_dim) ** 2
     return scale

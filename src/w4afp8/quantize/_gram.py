@@ -1,7 +1,7 @@
 """Statistics of an expert's inputs, small enough to forget the inputs themselves.
 
-For a weight error E the mean output error is trace(E G E^T) with G = E[x x^T]: one K x K matrix answers every question
-about scales, folds and rounding (docs/numerics.md).
+For a weight error E the mean output error is E|E x|^2 = trace(E G E^T) with G = E[x x^T]: one K x K matrix answers
+every question about scales, folds and rounding (docs/numerics.md).
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Added to G's diagonal, as a share of its mean: keeps directions that no token excited from being free of charge.
-DAMPING = 0.003
+TINY = torch.finfo(torch.float32).tiny
 
 
 def gram(x_nK: Tensor, weight_n: Tensor | None = None) -> Tensor:
@@ -21,10 +20,26 @@ def gram(x_nK: Tensor, weight_n: Tensor | None = None) -> Tensor:
     if weight_n is None:
         return (x_nK.T @ x_nK).div_(max(len(x_nK), 1))
     share = weight_n.square()
-    return ((x_nK * share[:, None]).T @ x_nK).div_(share.sum().clamp_min(torch.finfo(torch.float32).tiny))
+    return ((x_nK * share[:, None]).T @ x_nK).div_(share.sum().clamp_min(TINY))
 
 
-def damp(gram_KK: Tensor, share: float = DAMPING) -> Tensor:
+def effective_tokens(weight_n: Tensor) -> float:
+    """How many equally weighted tokens know as much as these: (sum g^2)^2 / sum g^4."""
+    share = weight_n.square()
+    return float(share.sum().square() / share.square().sum().clamp_min(TINY))
+
+
+def shrink(gram_KK: Tensor, prior_KK: Tensor, kept: float) -> Tensor:
+    """Mix with a prior brought to the same trace; `kept` is the share that stays.
+
+    A Gram of fewer tokens than columns has directions that cost nothing, and rounding with feedback would hide all its
+    error there (measured: docs/numerics.md).
+    """
+    size = gram_KK.diagonal().sum() / prior_KK.diagonal().sum().clamp_min(TINY)
+    return gram_KK * kept + prior_KK * ((1 - kept) * size)
+
+
+def damp(gram_KK: Tensor, share: float) -> Tensor:
     """Add `share` of the mean diagonal to the diagonal, in place; an all-zero Gram becomes the identity."""
     diagonal = gram_KK.diagonal()
     mean = diagonal.mean()

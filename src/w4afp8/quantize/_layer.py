@@ -21,7 +21,8 @@ from w4afp8.model.router import Routing, route
 from w4afp8.numerics import fp8
 from w4afp8.quantize._evidence import check, measure
 from w4afp8.quantize._fold import FoldedTensors, apply_fold
-from w4afp8.quantize._method import ExpertInputs, ExpertResult, ExpertWeights, Fold, LayerView, Method
+from w4afp8.quantize._gram import gram
+from w4afp8.quantize._method import PRIOR_TOKENS, ExpertInputs, ExpertWeights, Fold, LayerPrior, LayerView, Method
 
 RECORDED_TOKENS = 64  # inputs of each layer that are kept beside the checkpoint, for validate
 # A starved expert is topped up to this many tokens: the survey's figure below which a Gram is mostly noise
@@ -61,20 +62,24 @@ def quantize_layer(
     x_TH = decoder.mlp_input(layer, states_BSH)
     routing = decoder.route(layer, x_TH)
     recorded = _record(x_TH, routing)
-    view = _view(decoder, layer, x_TH, routing)
+    prior = _prior(x_TH) if method.wants_prior else None
+    view = _view(decoder, layer, x_TH, routing, prior)
     fold = method.fold(view)
-    folded = FoldedTensors({}) if fold is None else apply_fold(decoder, layer, fold)
+    kept = fold is not None and fold.evidence["kept"]
+    folded = apply_fold(decoder, layer, fold) if fold is not None and kept else FoldedTensors({})
     states_TH = states_BSH.view(-1, d.hidden)
     decoder.add_mlp(f"{prefix}mlp.shared_experts.", x_TH, states_TH)
 
     scale_H = folded.effective_scale
+    if prior is not None and scale_H is not None:
+        prior = prior.folded(scale_H)
     amax = {"gate_up": _amax(x_TH if scale_H is None else x_TH / scale_H), "down": 0.0}
     experts: list[dict[str, Any]] = []
     for e, weights, inputs in view.experts():
         _add_output(weights, inputs, states_TH, routing.tokens_of(e)[0])
         if scale_H is not None:
             weights = ExpertWeights(weights.gate_IH * scale_H, weights.up_IH * scale_H, weights.down_HI)
-            inputs = ExpertInputs(inputs.x_nH.div_(scale_H), inputs.weight_n, inputs.routed)
+            inputs = ExpertInputs(inputs.x_nH.div_(scale_H), inputs.weight_n, inputs.routed, prior)
         result = method.quantize(weights, inputs)
         errors, down_amax = measure(weights, inputs, result)
         amax["down"] = max(amax["down"], down_amax)
@@ -86,12 +91,17 @@ def quantize_layer(
     return LayerResult(_evidence(layer, d, routing, fold, experts, amax, headroom), folded, recorded)
 
 
-def _view(decoder: Decoder, layer: int, x_TH: Tensor, routing: Routing) -> LayerView:
+def _prior(x_TH: Tensor) -> LayerPrior:
+    rows = torch.linspace(0, len(x_TH) - 1, min(PRIOR_TOKENS, len(x_TH))).long()
+    return LayerPrior(gram(x_TH), x_TH[rows])
+
+
+def _view(decoder: Decoder, layer: int, x_TH: Tensor, routing: Routing, prior: LayerPrior | None) -> LayerView:
     d, prefix, weights = decoder.d, f"model.layers.{layer}.", decoder.weights
 
     def experts() -> Iterator[tuple[int, ExpertWeights, ExpertInputs]]:
         for e in range(d.experts):
-            yield e, ExpertWeights(*decoder.expert(layer, e)), expert_inputs(x_TH, routing, e)
+            yield e, ExpertWeights(*decoder.expert(layer, e)), expert_inputs(x_TH, routing, e, prior)
 
     router = weights.matrix(f"{prefix}mlp.gate.weight")
     bias = weights.vector(f"{prefix}mlp.gate.e_score_correction_bias")
@@ -113,7 +123,7 @@ def _view(decoder: Decoder, layer: int, x_TH: Tensor, routing: Routing) -> Layer
     )
 
 
-def expert_inputs(x_TH: Tensor, routing: Routing, expert: int) -> ExpertInputs:
+def expert_inputs(x_TH: Tensor, routing: Routing, expert: int, prior: LayerPrior | None = None) -> ExpertInputs:
     """The tokens of one expert, topped up with the best-scored ones that just missed it when they are few."""
     tokens, weight = routing.tokens_of(expert)
     missing = min(TOP_UP_TOKENS, len(x_TH)) - len(tokens)
@@ -124,8 +134,8 @@ def expert_inputs(x_TH: Tensor, routing: Routing, expert: int) -> ExpertInputs:
         typical = weight.median() if len(tokens) else routing.weights_TK.median()
         tokens = torch.cat((tokens, more))
         weight = torch.cat((weight, typical.expand(len(more))))
-        return ExpertInputs(x_TH[tokens], weight, len(tokens) - len(more))
-    return ExpertInputs(x_TH[tokens], weight, len(tokens))
+        return ExpertInputs(x_TH[tokens], weight, len(tokens) - len(more), prior)
+    return ExpertInputs(x_TH[tokens], weight, len(tokens), prior)
 
 
 def _add_output(weights: ExpertWeights, inputs: ExpertInputs, states_TH: Tensor, tokens: Tensor) -> None:

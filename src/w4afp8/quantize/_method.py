@@ -17,6 +17,9 @@ from w4afp8.families._spec import Dimensions
 from w4afp8.formats._spec import GroupWeight
 
 
+PRIOR_TOKENS = 4096  # of the whole layer that each expert may run to learn what its intermediate looks like
+
+
 @dataclass(frozen=True, slots=True)
 class ExpertWeights:
     """One expert as the source has it, float32."""
@@ -24,6 +27,18 @@ class ExpertWeights:
     gate_IH: Tensor
     up_IH: Tensor
     down_HI: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPrior:
+    """What is known of inputs in the layer as a whole, for experts that saw too few of their own."""
+
+    gram_HH: Tensor  # float32, mean of x x^T over every token
+    sample_mH: Tensor  # float32, tokens spread evenly over the calibration text
+
+    def folded(self, scale_H: Tensor) -> LayerPrior:
+        """The same after the norm was divided by `scale_H`."""
+        return LayerPrior(self.gram_HH / scale_H[:, None] / scale_H, self.sample_mH / scale_H)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +52,7 @@ class ExpertInputs:
     x_nH: Tensor  # float32: the expert's inputs in the source model
     weight_n: Tensor  # float32: the router's weight of each
     routed: int
+    prior: LayerPrior | None = None  # only for methods that ask for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +91,7 @@ class Method(ABC):
     """A way to choose codes.  Deterministic: the same views and options give the same bytes."""
 
     Options: ClassVar[type[BaseModel]]
+    wants_prior: ClassVar[bool] = False
 
     def __init__(self, options: BaseModel) -> None:
         self.options = options
@@ -87,6 +104,6 @@ class Method(ABC):
     def quantize(self, weights: ExpertWeights, inputs: ExpertInputs) -> ExpertResult:
         """Choose the codes of one expert; `weights` and `inputs` already carry the layer's fold."""
 
-    def statistics_bytes(self, dimensions: Dimensions) -> int:
-        """Most that the method holds for one expert beside its weights and inputs."""
+    def statistics_bytes(self, dimensions: Dimensions, rows: int) -> int:
+        """Most that the method holds for one expert of `rows` calibration tokens, beside its weights and inputs."""
         return 0

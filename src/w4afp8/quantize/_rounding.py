@@ -1,7 +1,8 @@
 """Codes chosen together: what rounding one weight breaks, the next ones repair.
 
 Letters: N rows, K columns, G groups of 128.  Rows are independent, so everything is vectorised over them; columns are
-walked in natural order, which keeps the groups contiguous for every kernel.
+walked in natural order, which keeps the groups contiguous for every kernel.  Inside, matrices stand transposed: the
+column in hand is then contiguous.
 """
 
 from __future__ import annotations
@@ -13,66 +14,71 @@ from w4afp8.numerics import groups
 from w4afp8.numerics.int4 import HIGHEST, LOWEST
 from w4afp8.quantize import _scales
 
-BLOCK = groups.GROUP
+# Columns whose errors are exchanged one by one; beyond them, by matrix products.  Divides a group.
+STRIP = 32
 
 
-def feedback(weight_NK: Tensor, gram_KK: Tensor, candidates: list[float] = _scales.CANDIDATES) -> tuple[Tensor, Tensor]:
+def feedback(weight_NK: Tensor, gram_KK: Tensor) -> tuple[Tensor, Tensor]:
     """GPTQ: round column by column, each error pushed onto the columns that follow; scales searched at each group.
 
     Shapes: float32 [N, K], damped [K, K] -> int8 [N, K], float32 [N, G].
     Agrees with: GPTQ (arXiv 2210.17323), Cholesky form, natural order.
     """
-    n, k = weight_NK.shape
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram_KK))
-    upper_KK = torch.linalg.cholesky(inverse, upper=True)
-    rest_NK = weight_NK.clone()
-    codes_NK = torch.empty(n, k, dtype=torch.int8, device=weight_NK.device)
-    scale_NG = torch.empty(n, groups.count(k), device=weight_NK.device)
-    for g in range(scale_NG.shape[1]):
-        span = slice(g * BLOCK, (g + 1) * BLOCK)
-        upper = upper_KK[span, span]
-        columns = rest_NK[:, span].T.contiguous()  # [128, N]: a column is contiguous
-        # Under feedback the group's own error counts with 1 / diag(U)^2 per column.
-        importance = torch.diag(upper.diagonal().reciprocal().square())
-        scale = _scales.search(columns.T.contiguous(), importance, candidates)[:, 0]
+    upper_KK = _feedback_factor(gram_KK)
+    rest_KN = weight_NK.T.contiguous()
+    k, n = rest_KN.shape
+    codes_KN = torch.empty_like(rest_KN)
+    scale_GN = torch.empty(groups.count(k), n, device=weight_NK.device)
+    for g in range(len(scale_GN)):
+        begin, end = g * groups.GROUP, (g + 1) * groups.GROUP
+        columns, upper = rest_KN[begin:end], upper_KK[begin:end, begin:end]
+        # Once later columns compensate, a column's own error counts with 1 / U_jj^2.
+        scale = _scales.search_columns(columns, upper.diagonal().square().reciprocal())
         errors = torch.empty_like(columns)
-        for j in range(BLOCK):
-            code = (columns[j] / scale).round_().clamp_(LOWEST, HIGHEST)
-            codes_NK[:, g * BLOCK + j] = code.to(torch.int8)
-            errors[j] = (columns[j] - code * scale) / upper[j, j]
-            columns[j + 1 :].addr_(upper[j, j + 1 :], errors[j], alpha=-1)
-        rest_NK[:, span.stop :] -= errors.T @ upper_KK[span, span.stop :]
-        scale_NG[:, g] = scale
-    return codes_NK, scale_NG
+        for strip in range(0, groups.GROUP, STRIP):
+            stop = strip + STRIP
+            for j in range(strip, stop):
+                code = (columns[j] / scale).round_().clamp_(LOWEST, HIGHEST)
+                codes_KN[begin + j] = code
+                torch.div(columns[j] - code * scale, upper[j, j], out=errors[j])
+                columns[j + 1 : stop].addr_(upper[j, j + 1 : stop], errors[j], alpha=-1)
+            columns[stop:] -= upper[strip:stop, stop:].T @ errors[strip:stop]
+        rest_KN[end:] -= upper_KK[begin:end, end:].T @ errors
+        scale_GN[g] = scale
+    return codes_KN.T.to(torch.int8).contiguous(), scale_GN.T.contiguous()
 
 
-def descend(
-    weight_NK: Tensor, gram_KK: Tensor, codes_NK: Tensor, scale_NG: Tensor, sweeps: int
-) -> Tensor:
+def _feedback_factor(gram_KK: Tensor) -> Tensor:
+    """Upper U with G^-1 = U^T U: one Cholesky of the matrix read backwards, one triangular inverse."""
+    backwards = torch.linalg.cholesky(gram_KK.flip(0, 1)).flip(0, 1)
+    identity = torch.eye(len(gram_KK), device=gram_KK.device, dtype=gram_KK.dtype)
+    return torch.linalg.solve_triangular(backwards, identity, upper=True)
+
+
+def descend(weight_NK: Tensor, gram_KK: Tensor, codes_NK: Tensor, scale_NG: Tensor, sweeps: int) -> Tensor:
     """Coordinate descent on the codes under the whole Gram: every code in turn goes to its best value given the rest.
 
-    The error never grows.  Shapes as in `feedback`; returns new codes.
+    trace(E G E^T) never grows.  Shapes as in `feedback`; returns new codes.
     """
-    n, k = weight_NK.shape
     codes_KN = codes_NK.T.float().contiguous()
     scale_GN = scale_NG.T.contiguous()
-    residual_KN = (gram_KK @ (groups.decode(codes_NK, scale_NG) - weight_NK).T).contiguous()
-    diagonal = gram_KK.diagonal()
+    residual_KN = gram_KK @ (groups.decode(codes_NK, scale_NG) - weight_NK).T
+    diagonal_K = gram_KK.diagonal()
     for _ in range(sweeps):
         changed = 0
-        for g in range(len(scale_GN)):
-            span = slice(g * BLOCK, (g + 1) * BLOCK)
-            scale, block = scale_GN[g], gram_KK[span, span]
-            inner = residual_KN[span].clone()
-            steps = torch.zeros_like(inner)
-            for j in range(BLOCK):
-                row = g * BLOCK + j
-                best = (codes_KN[row] - inner[j] / (diagonal[row] * scale)).round_().clamp_(LOWEST, HIGHEST)
-                step = (best - codes_KN[row]).mul_(scale)
-                codes_KN[row] = best
-                steps[j] = step
-                inner.addr_(block[:, j], step)
-            residual_KN += gram_KK[:, span] @ steps
+        for begin in range(0, len(codes_KN), STRIP):
+            strip = slice(begin, begin + STRIP)
+            scale, block = scale_GN[begin // groups.GROUP], gram_KK[strip, strip]
+            inner = residual_KN[strip].clone()
+            steps = torch.empty_like(inner)
+            per_code = 1 / (diagonal_K[strip, None] * scale)
+            for j in range(STRIP):
+                now = codes_KN[begin + j]
+                best = torch.addcmul(now, inner[j], per_code[j], value=-1).round_().clamp_(LOWEST, HIGHEST)
+                torch.sub(best, now, out=steps[j]).mul_(scale)
+                codes_KN[begin + j] = best
+                inner[j + 1 :].addr_(block[j, j + 1 :], steps[j])
+            residual_KN.addmm_(gram_KK[:, strip], steps)
             changed += int(torch.count_nonzero(steps))
         if changed == 0:
             break

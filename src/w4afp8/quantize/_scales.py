@@ -34,6 +34,24 @@ def search(weight_NK: Tensor, gram_KK: Tensor, candidates: list[float] = CANDIDA
     return chosen_GN.T.contiguous()
 
 
+def search_columns(columns_KN: Tensor, importance_K: Tensor) -> Tensor:
+    """The bf16 scale of one group that has the least weighted squared error.
+
+    Shapes: float32 [128, N] (transposed), float32 [128] -> float32 [N].
+    """
+    base_N = columns_KN.abs().amax(0) / 7
+    best_N = torch.full_like(base_N, float("inf"))
+    chosen_N = groups.usable(groups.round_to_bf16(base_N))
+    for ratio in CANDIDATES:
+        scale_N = groups.usable(groups.round_to_bf16(base_N * ratio))
+        error = (columns_KN / scale_N).round_().clamp_(LOWEST, HIGHEST).mul_(scale_N).sub_(columns_KN)
+        cost_N = importance_K @ error.square_()
+        better = cost_N < best_N
+        best_N = torch.where(better, cost_N, best_N)
+        chosen_N = torch.where(better, scale_N, chosen_N)
+    return chosen_N
+
+
 def refit(weight_NK: Tensor, gram_KK: Tensor, codes_NK: Tensor, scale_NG: Tensor) -> Tensor:
     """Least-squares scales for fixed codes, one group after the other, kept only where bf16 still gains.
 

@@ -13,9 +13,9 @@ from w4afp8.errors import RecipeError, raise_all
 
 
 class Strict(BaseModel):
-    """Refuses unknown keys and silent coercions of text into numbers."""
+    """Refuses unknown keys, silent coercions of text into numbers, and numbers that are not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Mtp(StrEnum):
@@ -49,7 +49,6 @@ class Calibration(Strict):
     tokens: Annotated[int, Field(ge=1)] = 65536
     sequence: Annotated[int, Field(ge=2)] = 512
     seed: int = 0
-    holdout: Annotated[float, Field(ge=0, lt=0.9)] = 0.0
 
 
 class Coverage(Strict):
@@ -122,7 +121,8 @@ class Recipe(Strict):
         Raises: RecipeError naming every pattern that matches nothing.
         """
         known = list(modules)
-        taken, unmatched = set(), []
+        taken: set[str] = set()
+        unmatched: list[str] = []
         for patterns, add in ((self.targets, True), (self.ignore, False)):
             for pattern in patterns:
                 matches = {name for name in known if matches_pattern(pattern, name)}

@@ -60,7 +60,7 @@ def check_carried(source: Side, output: Side, record: Mapping[str, Any], on_prog
         _check_fold(source, output, layer, folds)
     on_progress("carried", len(items), len(items))
     if not layers:
-        folds.skip("no layer is recorded as folded: bit-identity covers it")
+        folds.idle = "no layer is folded"
     return same, folds
 
 

@@ -60,7 +60,7 @@ def check_config(config: Mapping[str, Any], target: CheckpointFormat, source: Ma
     return check
 
 
-def check_side_files(folder: Path, config: Mapping[str, Any], target: CheckpointFormat, source: Path | None) -> Check:
+def check_side_files(folder: Path, own_files: Mapping[str, Any], source: Path | None) -> Check:
     """Every JSON file parses, the format's own files say what it promises, the source's files are unchanged."""
     check = Check("side files", "tokenizer, generation settings and the format's own files are whole")
     contents: dict[str, Any] = {}
@@ -72,14 +72,14 @@ def check_side_files(folder: Path, config: Mapping[str, Any], target: Checkpoint
             contents[name] = json.loads(path.read_text())
         except (ValueError, UnicodeDecodeError, RecursionError) as error:
             check.blame(name, f"no JSON ({error})", "a JSON file", "copy it again")
-    for name, expected in target.side_files(config).items():
+    for name, expected in own_files.items():
         check.examined += 1
         if not (folder / name).exists():
             check.blame(name, "no such file", "it beside config.json", "some engines choose the format by it")
         elif name in contents and contents[name] != expected:
             check.blame(name, "other content", "what config.json implies", "remake the checkpoint")
     if source is not None:
-        _compare_with_source(folder, source, {*target.side_files(config), *NOT_COPIED}, check)
+        _compare_with_source(folder, source, {*own_files, *NOT_COPIED}, check)
     return check
 
 

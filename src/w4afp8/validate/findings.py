@@ -5,6 +5,7 @@ Errors named `..._error` are relative mean squared errors, |found - expected|^2 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -40,8 +41,8 @@ class Check:
     examined: int = 0
     problems: list[Problem] = field(default_factory=list)
     more: int = 0  # problems beyond the ones kept
-    skipped: str | None = None  # why it was not tested
-    worst: str | None = None  # the largest number seen, in words
+    skipped: str | None = None  # why it was not tested, though it could hide something
+    idle: str | None = None  # why there was nothing to test
 
     @property
     def passed(self) -> bool:
@@ -59,6 +60,7 @@ class Check:
             self.more += 1
 
     def skip(self, why: str) -> Check:
+        """Mark it untested."""
         self.skipped = why
         return self
 
@@ -132,4 +134,14 @@ class ValidationReport:
         return next(check for check in self.checks if check.name == name)
 
     def to_json(self) -> dict[str, Any]:
-        return {"passed": self.passed, "proven": self.proven, **asdict(self)}
+        """Plain JSON: a number that is not finite becomes null, its problem says what it was."""
+        plain: dict[str, Any] = _finite({"passed": self.passed, "proven": self.proven, **asdict(self)})
+        return plain
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

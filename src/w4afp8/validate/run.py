@@ -11,7 +11,7 @@ from w4afp8 import families
 from w4afp8._version import __version__
 from w4afp8.checkpoint.reader import CheckpointReader
 from w4afp8.checkpoint.spec import TensorSpec
-from w4afp8.errors import W4AFP8Error
+from w4afp8.errors import CheckpointError, W4AFP8Error
 from w4afp8.families._inventory import Item
 from w4afp8.validate import config as configs
 from w4afp8.validate import structure
@@ -35,6 +35,8 @@ def validate(
     Raises: CheckpointError when the *source* is unsound, or `folder` is no directory.
     """
     began = time.monotonic()
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such directory; give the directory of a quantized checkpoint")
     progress = on_progress or silent
     source = None
     try:
@@ -64,7 +66,7 @@ class _Validation:
         else:
             with CheckpointReader(self.folder) as reader:
                 output = Side.of(reader, inventory)
-                values = ValueChecks(self.target, self.record.get("digests"))
+                values = ValueChecks(self.target, self.record)
                 values.run(reader, inventory, self.progress)
                 self.report.checks += values.all
                 self.report.histograms = values.histograms
@@ -78,8 +80,9 @@ class _Validation:
         source_folder = self.source.reader.folder if self.source else None
         index, specs = structure.check_index(self.folder)
         settings = configs.check_config(self.config, self.target, source_config)
-        files = configs.check_side_files(self.folder, self.config, self.target, source_folder)
         tensors, inventory = self._tensors(specs, settings)
+        own_files = {} if tensors.skipped else self.target.side_files(self.config)
+        files = configs.check_side_files(self.folder, own_files, source_folder)
         self.report.checks += [structure.check_finished(self.folder), index, tensors, settings, files]
         self.report.bytes_out = sum(spec.span_bytes for spec in specs.values())
         if self.source is not None:
@@ -123,14 +126,12 @@ class _Validation:
         chosen = chosen_experts(d.experts, self.sample)
         fold_H = torch.ones(d.hidden) if source is None else norm_fold(source, output, layer)
         if source is not None:
-            numbers.routing_moved = routing_moved(
-                source, output, layer, inputs, fold_H, self.report.check("folds")
-            )
+            numbers.routing_moved = routing_moved(source, output, layer, inputs, fold_H, self.report.check("folds"))
             experts.run(source, output, numbers, inputs, fold_H, chosen)
         gemm.run(output, numbers, inputs, fold_H, chosen)
         self.report.layers.append(numbers)
 
     def _skip_the_rest(self, why: str) -> None:
-        values, gemm = ValueChecks(self.target), GemmChecks(self.target)
+        values, gemm = ValueChecks(self.target, {}), GemmChecks(self.target)
         rest = [*values.all, *new_checks(), *ExpertChecks(None).all, *gemm.all]
         self.report.checks += [check.skip(why) for check in rest]

@@ -18,22 +18,21 @@ from w4afp8.formats._target import CheckpointFormat
 from w4afp8.validate.config import WEIGHT_FILES
 from w4afp8.validate.findings import Check
 
-REMAKE = "run the quantization again, it resumes at what is whole"
+REMAKE = "copy it again, or quantize into a new directory"
+RESUME = "the directory is unfinished: run the same quantize command again, it resumes at the last finished layer"
 
 
 def check_finished(folder: Path) -> Check:
     """No half-written file, no journal of a run that still has to end, both files that are written last."""
     check = Check("finished", "the directory is finished")
     for path in sorted(folder.rglob(f"*{PARTIAL}")):
-        check.blame(path.relative_to(folder).as_posix(), "a half-written file", "none", f"unfinished: {REMAKE}")
+        check.blame(path.relative_to(folder).as_posix(), "a half-written file", "none", RESUME)
     for path in sorted(folder.rglob(FINGERPRINT)):
-        check.blame(
-            path.parent.relative_to(folder).as_posix(), "the journal of an unfinished run", "none", REMAKE
-        )
+        check.blame(path.parent.relative_to(folder).as_posix(), "the journal of an unfinished run", "none", RESUME)
     for name in (INDEX, CONFIG):
         check.examined += 1
         if not (folder / name).exists():
-            check.blame(name, "no such file", "it, written last", f"unfinished: {REMAKE}")
+            check.blame(name, "no such file", "it, written last", RESUME)
     return check
 
 
@@ -148,13 +147,10 @@ def input_scales(family: Family, d: Dimensions, target: CheckpointFormat) -> dic
 
 def _names_of(expected: Expected) -> set[str]:
     """Every name that a matrix can have in any format, or a vector's one."""
-    parts = [part for name in formats.names() for part in formats.get(name).parts] if expected.matrix else []
-    return {expected.name, *(expected.stem + part.suffix for part in parts)}
+    return {expected.stem + suffix for suffix in formats.suffixes()} if expected.matrix else {expected.name}
 
 
-def _item(
-    expected: Expected, specs: Mapping[str, TensorSpec], target: CheckpointFormat, check: Check
-) -> Item | None:
+def _item(expected: Expected, specs: Mapping[str, TensorSpec], target: CheckpointFormat, check: Check) -> Item | None:
     found = specs.get(expected.name)
     if found is None:
         check.blame(expected.name, "nothing", f"a {expected.role} of {list(expected.shape)}", REMAKE)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,15 +23,18 @@ SMALLEST_NORMAL = 2.0**-126  # float32's and bfloat16's: below it a GPU may flus
 FEWEST_CODES = 8  # of 16: groups are scaled to the full range, so a matrix that uses fewer was not rounded by anyone
 LARGEST_MEAN_CODE = 5.0  # mean |code|: weights are bell-shaped (2 to 3), uniform ones reach 4, offset binary read as
 # two's complement turns the bell inside out (above 5)
+LAYER = re.compile(r"model\.layers\.(\d+)\.")
 REQUANTIZE = "the layer must be quantized again"
 
 
 class ValueChecks:
     """Five checks filled in one pass over the data."""
 
-    def __init__(self, target: CheckpointFormat, digests: Mapping[str, str] | None = None) -> None:
+    def __init__(self, target: CheckpointFormat, record: Mapping[str, Any]) -> None:
         self.target = target
-        self.written = digests or {}
+        self.written: Mapping[str, str] = record.get("digests") or {}
+        # layer -> {"gate_up", "down"} -> what calibration decided
+        self.decided = {int(row["layer"]): row.get("input_scale") or {} for row in record.get("layers") or []}
         self.digests = Check("digests", "every tensor has the bytes that the run wrote (SHA-256)")
         if not self.written:
             self.digests.skip("the directory's record holds no digests")
@@ -123,7 +128,7 @@ class ValueChecks:
 
     def _codes(self, name: str, codes_NK: Tensor) -> None:
         self.codes.examined += 1
-        counts = torch.bincount((codes_NK.flatten() + 8).to(torch.uint8).int(), minlength=16)
+        counts = torch.bincount((codes_NK.flatten() + 8).view(torch.uint8), minlength=16)
         for code, count in enumerate(counts.tolist()):
             self.histograms.codes[code] += count
         used = int((counts > 0).sum())
@@ -153,6 +158,16 @@ class ValueChecks:
                 self.input_scales.blame(
                     twin, read.get(twin), f"{value!r} as {name} has", "the engine multiplies both by one number"
                 )
+            self._compare_with_record(name, value)
+
+    def _compare_with_record(self, name: str, value: float) -> None:
+        layer = LAYER.match(name)
+        down = name.endswith(f".{self.target.input_scale.names['down_proj']}.input_scale")
+        decided = self.decided.get(int(layer[1]), {}).get("down" if down else "gate_up") if layer else None
+        if decided is not None and decided != value:
+            self.input_scales.blame(
+                name, f"{value!r}", f"{decided!r} as record.json says", "copy act_scales again, or quantize again"
+            )
 
 
 def not_finite(values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-// The bulk copy engine: contiguous bytes, and boxes of a tensor described by a map; both report to a barrier.
+// The bulk copy engine: boxes of a tensor described by a map, reported to a barrier when they have arrived.
 #pragma once
 #include <cuda.h>
 
@@ -12,20 +12,38 @@ namespace w4afp8::ptx {
 constexpr uint64_t kEvictNormal = 0x1000000000000000;
 constexpr uint64_t kEvictFirst = 0x12F0000000000000;
 
-__device__ __forceinline__ void copy_bytes(void* shared, const void* global, uint32_t bytes, uint64_t* barrier,
-                                           uint64_t policy) {
+// One lane of a converged warp; the compiler knows that only one runs what follows.
+__device__ __forceinline__ bool elect_one() {
+  uint32_t elected;
+  asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}\n" : "=r"(elected));
+  return elected != 0;
+}
+
+// Boxes of 1, 3 and 4 dimensions; coordinates innermost first.
+__device__ __forceinline__ void copy_box(void* shared, const CUtensorMap* map, int c0, uint64_t* barrier,
+                                         uint64_t policy) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
-          shared_address(shared)),
-      "l"(global), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
+      "cp.async.bulk.tensor.1d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%3}], [%2], %4;" ::"r"(shared_address(shared)),
+      "l"(map), "r"(shared_address(barrier)), "r"(c0), "l"(policy)
       : "memory");
 }
 
-__device__ __forceinline__ void copy_box(void* shared, const CUtensorMap* map, int column, int row, uint64_t* barrier) {
+__device__ __forceinline__ void copy_box(void* shared, const CUtensorMap* map, int c0, int c1, int c2,
+                                         uint64_t* barrier, uint64_t policy) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
-          shared_address(shared)),
-      "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(row)
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(shared_address(shared)),
+      "l"(map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2), "l"(policy)
+      : "memory");
+}
+
+__device__ __forceinline__ void copy_box(void* shared, const CUtensorMap* map, int c0, int c1, int c2, int c3,
+                                         uint64_t* barrier, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(shared_address(shared)),
+      "l"(map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "l"(policy)
       : "memory");
 }
 

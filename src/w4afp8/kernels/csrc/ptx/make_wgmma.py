@@ -25,11 +25,9 @@ __device__ __forceinline__ void wgmma_wait() {
 __device__ __forceinline__ void pin(uint32_t& r) { asm volatile("" : "+r"(r)::"memory"); }
 __device__ __forceinline__ void pin(float& r) { asm volatile("" : "+f"(r)::"memory"); }
 
-// Rows of 128 bytes, swizzled; eight rows are one 1024-byte atom.  Bits: address/16, stride between atoms/16 at 32,
-// swizzle mode 128B at 62.
-__device__ __forceinline__ uint64_t swizzled_rows(uint32_t shared_address) {
-  return (uint64_t{1} << 62) | (uint64_t{1024 >> 4} << 32) | (uint64_t{1} << 16) | ((shared_address & 0x3FFFF) >> 4);
-}
+// Descriptor of rows of 128 bytes, swizzled; eight rows are one 1024-byte atom.  The upper word is the same for all:
+// stride between atoms / 16 (bits 32..45) and swizzle mode 128B (bit 62); the lower holds the address / 16.
+__device__ __forceinline__ uint32_t swizzled_rows(uint32_t shared_address) { return (shared_address & 0x3FFFF) >> 4; }
 
 template <int kTokens>
 struct Wgmma;
@@ -38,13 +36,14 @@ struct Wgmma;
 BODY = """
 template <>
 struct Wgmma<{n}> {{
-  __device__ __forceinline__ static void multiply(float (&d)[{regs}], const uint32_t* a, uint64_t b, bool accumulate) {{
+  template <bool kAccumulate>
+  __device__ __forceinline__ static void multiply(float (&d)[{regs}], const uint32_t* a, uint32_t b) {{
     asm volatile(
-        "{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{flag}, 0;\\n"
+        "{{\\n.reg .b64 b;\\n.reg .pred p;\\nmov.b64 b, {{%{b}, 0x40000040}};\\nsetp.ne.b32 p, %{flag}, 0;\\n"
         "wgmma.mma_async.sync.aligned.m64n{n}k32.f32.e4m3.e4m3 {{{names}}}, "
-        "{{%{a0}, %{a1}, %{a2}, %{a3}}}, %{b}, p, 1, 1;\\n}}\\n"
+        "{{%{a0}, %{a1}, %{a2}, %{a3}}}, b, p, 1, 1;\\n}}\\n"
         : {outs}
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(accumulate)));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "n"(int(kAccumulate)));
   }}
 }};
 """

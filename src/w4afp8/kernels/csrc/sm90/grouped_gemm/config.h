@@ -44,20 +44,29 @@ struct Config {
   static constexpr int kStageGroups = kStageGroups_;        // scale groups along K per stage
   static constexpr bool kGroupScale = kGroupScale_;         // activation scale per token and group
   static constexpr int kMaxTokens = Tokens::kMax;
-  static constexpr int kThreads = 128 * kConsumers + 32;    // the last warp loads
-  // All the registers an SM has for this one block.  Launch bounds would round the threads up to whole warpgroups.
-  static constexpr int kRegisters = 65536 / kThreads / 8 * 8 > 255 ? 255 : 65536 / kThreads / 8 * 8;
-  static constexpr int kBoxRows = kMaxTokens <= 8 ? 8 : kMaxTokens <= 64 ? 16 : 32;  // of x per copy
+  static constexpr int kThreads = 128 * (kConsumers + 1);   // the last warpgroup loads
+  // Registers a thread: the block starts with an equal share, the loading warpgroup gives most of its own away.
+  static constexpr int kShare = 65536 / kThreads / 8 * 8;
+  static constexpr bool kMovesRegisters = kMaxTokens > 8;
+  static constexpr int kLoaderRegisters = kConsumers > 3 ? 32 : 40;
+  static constexpr int kConsumerRegisters = (kShare * (kConsumers + 1) - kLoaderRegisters) / kConsumers / 8 * 8;
+  static constexpr int kBoxRows = kMaxTokens >= 96 ? kMaxTokens / 2 : kMaxTokens;  // of x per copy
 
   struct Smem {
     alignas(1024) uint8_t x[kStages][kStageGroups][kMaxTokens * kTileCols];          // e4m3, 128-byte swizzle
     alignas(128) uint8_t codes[kStages][kConsumers][kStageGroups * kTileBytes];      // sm90 layout
-    alignas(128) uint8_t scale[kStages][kConsumers][kStageGroups * kTileRows * 4];   // bfloat16 or float
+    struct alignas(128) StageScale {
+      uint8_t bytes[kConsumers * kStageGroups * kTileRows * 4];                      // bfloat16 or float, packed
+    } scale[kStages];
     alignas(128) uint8_t out[kConsumers][kMaxTokens * kTileRows * 2];                // 16-bit results on their way
+    alignas(128) float x_scale[2][(kMaxTokens + 31) / 32 * 32];                      // of this tile and the next
     uint64_t full[kStages], empty[kStages];
+    uint64_t scales_full[2], scales_empty[2];
     ExpertPlan plan;
   };
-  static_assert(kMaxTokens % kBoxRows == 0, "x is copied in whole boxes");
+  static_assert(kStageGroups == 1 || kStageGroups == 2, "the consumer alternates between two sets of registers");
+  static_assert(kBoxRows % 8 == 0, "a box of x is whole swizzle atoms");
+  static_assert(kStageGroups == 1 || kBoxRows == kMaxTokens, "a box spans every group of the stage");
   static_assert(sizeof(Smem) <= kSharedLimit, "this schedule does not fit one SM90 block");
 };
 

@@ -22,27 +22,19 @@ __device__ __forceinline__ uint32_t pack_pair(float a, float b, OutType type) {
   return *reinterpret_cast<const uint32_t*>(&v);
 }
 
-// The scales of this thread's two tokens in block j of eight, times the code unit.
-__device__ __forceinline__ float2 token_scales(const Params& p, bool apply, int first_row, int tokens, int j) {
-  if (!apply) return {kCodeUnit, kCodeUnit};
-  const int t = 8 * j + 2 * (threadIdx.x % 4);
-  const float* scale = p.x_scale + static_cast<size_t>(first_row + t) * p.x_scale_stride;
-  return {t < tokens ? kCodeUnit * __ldg(scale) : 0.0f,
-          t + 1 < tokens ? kCodeUnit * __ldg(scale + p.x_scale_stride) : 0.0f};
-}
-
+// `scale[j]` belongs to this thread's two tokens in block j of eight.
 template <int kTokens>
-__device__ __forceinline__ void store_float(const Params& p, const float (&acc)[kTokens / 2], int first_row, int tokens,
-                                            int row, bool apply_scale) {
+__device__ __forceinline__ void store_float(const Params& p, const float (&acc)[kTokens / 2],
+                                            const float2 (&scale)[kTokens / 8], int first_row, int tokens, int row) {
   float* out = static_cast<float*>(p.out);
 #pragma unroll
   for (int j = 0; j < kTokens / 8; ++j) {
-    const float2 scale = token_scales(p, apply_scale, first_row, tokens, j);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int t = 8 * j + 2 * (threadIdx.x % 4) + i % 2;
       if (t < tokens) {
-        out[static_cast<size_t>(first_row + t) * p.rows + row + 8 * (i / 2)] = acc[4 * j + i] * (i % 2 ? scale.y : scale.x);
+        out[static_cast<size_t>(first_row + t) * p.rows + row + 8 * (i / 2)] =
+            acc[4 * j + i] * (i % 2 ? scale[j].y : scale[j].x);
       }
     }
   }
@@ -50,15 +42,15 @@ __device__ __forceinline__ void store_float(const Params& p, const float (&acc)[
 
 // `staging` is this warpgroup's [kTokens][64] of 16-bit results; `barrier` its named barrier.
 template <int kTokens>
-__device__ __forceinline__ void store_half(const Params& p, const float (&acc)[kTokens / 2], int first_row, int tokens,
-                                           int row_block, bool apply_scale, uint8_t* staging, int barrier) {
-  const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
+__device__ __forceinline__ void store_half(const Params& p, const float (&acc)[kTokens / 2],
+                                           const float2 (&scale)[kTokens / 8], int first_row, int tokens,
+                                           int row_block, uint8_t* staging, int barrier, int thread) {
+  const int warp = thread / 32, lane = thread % 32;
   ptx::named_barrier(barrier, 128);  // the previous tile has left the staging area
 #pragma unroll
   for (int j = 0; j < kTokens / 8; ++j) {
-    const float2 scale = token_scales(p, apply_scale, first_row, tokens, j);
-    const uint32_t upper = pack_pair(acc[4 * j] * scale.x, acc[4 * j + 1] * scale.y, p.out_type);
-    const uint32_t lower = pack_pair(acc[4 * j + 2] * scale.x, acc[4 * j + 3] * scale.y, p.out_type);
+    const uint32_t upper = pack_pair(acc[4 * j] * scale[j].x, acc[4 * j + 1] * scale[j].y, p.out_type);
+    const uint32_t lower = pack_pair(acc[4 * j + 2] * scale[j].x, acc[4 * j + 3] * scale[j].y, p.out_type);
     const int token = 8 * j + lane % 8;
     const int chunk = (2 * warp + lane / 8 % 2) ^ (token % 8);  // sixteen bytes; the xor spreads banks
     asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(

@@ -1,7 +1,7 @@
 // W4AFP8 grouped GEMM for SM90.  out[t, n] = x_scale[t] * sum_g weight_scale[n, g] * sum_k x[t, k] * code[n, k].
 //
 // Operands are swapped: the weights are wgmma's A (64 rows), made into e4m3 in registers on the way; the tokens are its
-// N (8 .. 160), read from shared memory.  One warp streams codes, scales and x through a ring of stages with the bulk
+// N (8 .. 160), read from shared memory.  One thread streams codes, scales and x through a ring of stages with the bulk
 // copy engine; each consumer warpgroup owns 64 output rows.  Every 128 inputs, one scale group, the product is promoted:
 // acc += weight_scale * product, in float32.
 #pragma once
@@ -16,86 +16,118 @@
 namespace w4afp8::grouped_gemm {
 
 struct Arguments {
-  CUtensorMap x_map;
+  CUtensorMap x_map;       // [groups][tokens][128]
+  CUtensorMap codes_map;   // [experts][row blocks][32 * groups][128]
+  CUtensorMap scale_map;   // [experts][row blocks][64 * groups]
+  CUtensorMap x_scale_map; // [tokens], used when the scale is per token
   Params p;
   float* partial;    // [blocks][consumers][tokens/2][128]
   uint32_t* ready;   // [blocks][consumers], zero between launches
 };
 
-template <class C>
+template <int kSlots>
 struct Ring {
   int stage = 0;
   uint32_t phase = 0;
   __device__ __forceinline__ void advance() {
-    if (++stage == C::kStages) stage = 0, phase ^= 1;
+    if (++stage == kSlots) stage = 0, phase ^= 1;
   }
 };
 
-// One thread: keeps the ring full.
+// One thread: keeps the ring full, three copies a stage.  Row blocks beyond the expert's last are filled with zeros.
 template <class C>
 __device__ void produce(const Arguments& args, typename C::Smem& smem) {
   const Params& p = args.p;
-  const int row_blocks = p.rows / kTileRows, groups = p.cols / kTileCols;
-  const int scale_bytes = kTileRows * (p.weight_scale_float ? 4 : 2);
-  Walk walk(smem.plan, p, C::kMaxTokens);
-  Ring<C> ring;
+  const int block_bytes = C::kStageGroups * (kTileBytes + kTileRows * (p.weight_scale_float ? 4 : 2));
+  Walk walk(smem.plan, p, C::kMaxTokens, C::kStageGroups);
+  const bool token_scales = p.x_scale_stride == 1 && !C::kGroupScale;
+  Ring<C::kStages> ring;
+  Ring<2> tile;
   Segment s;
   while (walk.next(s)) {
+    if (token_scales && s.owner) {
+      ptx::barrier_wait(&smem.scales_empty[tile.stage], tile.phase ^ 1);
+      ptx::barrier_expect(&smem.scales_full[tile.stage], C::kMaxTokens * 4);
+      ptx::copy_box(smem.x_scale[tile.stage], &args.x_scale_map, s.first_row, &smem.scales_full[tile.stage],
+                    ptx::kEvictNormal);
+      tile.advance();
+    }
     const int first_block = s.row_tile * C::kConsumers;
-    const int blocks = min(C::kConsumers, row_blocks - first_block);
     const int boxes = divide_up(s.tokens, C::kBoxRows);
-    for (int g = 0; g < s.groups; g += C::kStageGroups, ring.advance()) {
-      const int n = min(C::kStageGroups, s.groups - g);
+    const int bytes = C::kConsumers * block_bytes + boxes * (C::kBoxRows * kTileCols * C::kStageGroups);
+#pragma unroll 1
+    for (int g = s.first_group; g < s.first_group + s.groups; g += C::kStageGroups, ring.advance()) {
       uint64_t* full = &smem.full[ring.stage];
       ptx::barrier_wait(&smem.empty[ring.stage], ring.phase ^ 1);
-      ptx::barrier_expect(full, n * (blocks * (kTileBytes + scale_bytes) + boxes * C::kBoxRows * kTileCols));
-      for (int b = 0; b < blocks; ++b) {
-        const size_t tile = (static_cast<size_t>(s.expert) * row_blocks + first_block + b) * groups + s.first_group + g;
-        ptx::copy_bytes(smem.codes[ring.stage][b], p.codes + tile * kTileBytes, n * kTileBytes, full, ptx::kEvictFirst);
-        ptx::copy_bytes(smem.scale[ring.stage][b], static_cast<const uint8_t*>(p.weight_scale) + tile * scale_bytes,
-                        n * scale_bytes, full, ptx::kEvictFirst);
-      }
-      for (int j = 0; j < n; ++j) {
-        for (int box = 0; box < boxes; ++box) {
-          ptx::copy_box(&smem.x[ring.stage][j][box * C::kBoxRows * kTileCols], &args.x_map,
-                        (s.first_group + g + j) * kTileCols, s.first_row + box * C::kBoxRows, full);
-        }
+      ptx::barrier_expect(full, bytes);
+      ptx::copy_box(smem.codes[ring.stage], &args.codes_map, 0, g * 32, first_block, s.expert, full, ptx::kEvictFirst);
+      ptx::copy_box(smem.scale[ring.stage].bytes, &args.scale_map, g * kTileRows, first_block, s.expert, full,
+                    ptx::kEvictFirst);
+      ptx::copy_box(smem.x[ring.stage], &args.x_map, 0, s.first_row, g, full, ptx::kEvictNormal);
+      if (C::kBoxRows < C::kMaxTokens && boxes > 1) {
+        ptx::copy_box(&smem.x[ring.stage][0][C::kBoxRows * kTileCols], &args.x_map, 0, s.first_row + C::kBoxRows, g,
+                      full, ptx::kEvictNormal);
       }
     }
   }
 }
 
-// A thread's weights of one scale group as they lie in memory: four k32 steps of codes, the scales of its two rows.
+// A thread's share of one scale group as it lies in memory.
 struct Packed {
-  uint32_t words[8];
+  int4 first, second;
+  uint32_t scale[2];  // two bfloat16 in one word, or two floats
+};
+
+// The same, ready for wgmma: A fragments of four multiplies, and the scales of the thread's two rows.
+struct Weights {
+  uint32_t a[16];
   float scale_upper, scale_lower;
 };
 
-__device__ __forceinline__ void load_packed(Packed& w, const uint8_t* codes, const uint8_t* scale, bool scale_float) {
-  const int thread = threadIdx.x % 128;
-  const int4* pieces = reinterpret_cast<const int4*>(codes);
-#pragma unroll
-  for (int piece = 0; piece < 2; ++piece) {
-    const int4 words = pieces[piece * 128 + thread];
-    w.words[4 * piece + 0] = words.x, w.words[4 * piece + 1] = words.y;
-    w.words[4 * piece + 2] = words.z, w.words[4 * piece + 3] = words.w;
-  }
-  const int pair = thread / 4;  // rows r and r + 8 are neighbours
+// What a consumer thread knows for the whole kernel.  Addresses are in shared memory.
+struct Place {
+  int consumer, thread;
+  uint32_t codes, scale;  // this thread's pieces in stage 0, group 0
+};
+
+template <class C>
+__device__ __forceinline__ Place find_place(const typename C::Smem& smem, bool scale_float) {
+  Place at;
+  at.consumer = __shfl_sync(~0u, threadIdx.x / 128, 0);
+  at.thread = threadIdx.x % 128;
+  at.codes = ptx::shared_address(smem.codes[0][at.consumer]) + at.thread * 16;
+  at.scale = ptx::shared_address(smem.scale[0].bytes) +
+             (at.consumer * C::kStageGroups * (kTileRows / 2) + at.thread / 4) * (scale_float ? 8 : 4);
+  // Opaque to the compiler, which would otherwise compute all this again in every step.
+  asm volatile("" : "+r"(at.thread), "+r"(at.codes), "+r"(at.scale));
+  return at;
+}
+
+template <class C, int kGroup>
+__device__ __forceinline__ void load_packed(Packed& w, const Place& at, int stage, bool scale_float) {
+  const uint32_t codes = at.codes + stage * (C::kConsumers * C::kStageGroups * kTileBytes) + kGroup * kTileBytes;
+  w.first = ptx::load_shared_16(codes);
+  w.second = ptx::load_shared_16(codes + kTileBytes / 2);
+  const uint32_t scale = at.scale + stage * sizeof(typename C::Smem::StageScale);
   if (scale_float) {
-    const float2 v = reinterpret_cast<const float2*>(scale)[pair];
-    w.scale_upper = v.x, w.scale_lower = v.y;
+    ptx::load_shared_8(scale + kGroup * (kTileRows * 4), w.scale[0], w.scale[1]);
   } else {
-    const uint32_t v = reinterpret_cast<const uint32_t*>(scale)[pair];
-    w.scale_upper = __uint_as_float(v << 16), w.scale_lower = __uint_as_float(v & 0xffff0000u);
+    w.scale[0] = ptx::load_shared_4(scale + kGroup * (kTileRows * 2));
   }
 }
 
-// Where a consumer stands in the ring: a stage and a group inside it.
-template <class C>
-struct Cursor {
-  Ring<C> ring;
-  int group = 0;
-};
+__device__ __forceinline__ void unpack_all(Weights& w, const Packed& from, bool scale_float) {
+  unpack(from.first.x, w.a[0], w.a[1]);
+  unpack(from.first.y, w.a[2], w.a[3]);
+  unpack(from.first.z, w.a[4], w.a[5]);
+  unpack(from.first.w, w.a[6], w.a[7]);
+  unpack(from.second.x, w.a[8], w.a[9]);
+  unpack(from.second.y, w.a[10], w.a[11]);
+  unpack(from.second.z, w.a[12], w.a[13]);
+  unpack(from.second.w, w.a[14], w.a[15]);
+  w.scale_upper = __uint_as_float(scale_float ? from.scale[0] : from.scale[0] << 16);
+  w.scale_lower = __uint_as_float(scale_float ? from.scale[1] : from.scale[0] & 0xffff0000u);
+}
 
 template <class C, int kTokens>
 __device__ __forceinline__ void promote(float (&acc)[kTokens / 2], const float (&product)[kTokens / 2], float scale_upper, float scale_lower,
@@ -104,7 +136,7 @@ __device__ __forceinline__ void promote(float (&acc)[kTokens / 2], const float (
   for (int j = 0; j < kTokens / 8; ++j) {
     float left = 1.0f, right = 1.0f;
     if constexpr (C::kGroupScale) {
-      const int t = 8 * j + 2 * (threadIdx.x % 4);
+      const int t = 8 * j + 2 * (threadIdx.x % 4);  // this instance is not written for speed
       const int groups = p.cols / kTileCols;
       const float* scale = p.x_scale + static_cast<size_t>(s.first_row + t) * groups + s.first_group + group;
       left = t < s.tokens ? __ldg(scale) : 0.0f;
@@ -124,123 +156,162 @@ __device__ __forceinline__ void promote(float (&acc)[kTokens / 2], const float (
   }
 }
 
-// One scale group: unpack and start a multiply four times, the second to fourth unpacked beside the running ones; fetch
-// the packed weights of the next group; promote.
-template <class C, int kTokens>
-__device__ __forceinline__ void step(float (&acc)[kTokens / 2], Packed& w, Cursor<C>& at, typename C::Smem& smem,
-                                     const Params& p, const Segment& s, int group, int consumer) {
+// One scale group, the kGroup-th of its stage.  Starts its four multiplies; beside them unpacks the next group and
+// fetches the one after; then promotes.  The questions whether there is a next are asked even where the answer is
+// known: inside a branch the unpacking stays where it is written, in a straight line ptxas sinks it below the wait.
+template <class C, int kTokens, int kGroup>
+__device__ __forceinline__ void step(float (&acc)[kTokens / 2], const Weights& now, Weights& next, Packed& packed,
+                                     int& used, Ring<C::kStages>& fetch, typename C::Smem& smem, const Place& at,
+                                     const Params& p, const Segment& s, int group) {
+  constexpr bool kStageEnds = kGroup == C::kStageGroups - 1;
   float product[kTokens / 2];
-  uint32_t a[16];
-  const uint64_t x = ptx::swizzled_rows(ptx::shared_address(smem.x[at.ring.stage][at.group]));
+  const uint32_t x = ptx::swizzled_rows(ptx::shared_address(smem.x[used][kGroup]));
+  ptx::wgmma_fence();
+  ptx::Wgmma<kTokens>::template multiply<false>(product, now.a, x);
 #pragma unroll
-  for (int k = 0; k < 4; ++k) {
-    unpack(w.words[2 * k], a[4 * k], a[4 * k + 1]);
-    unpack(w.words[2 * k + 1], a[4 * k + 2], a[4 * k + 3]);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) ptx::pin(a[4 * k + i]);
-    ptx::wgmma_fence();
-    ptx::Wgmma<kTokens>::multiply(product, a + 4 * k, x + 2 * k, k > 0);
-    ptx::wgmma_commit();
-  }
-  const float scale_upper = w.scale_upper, scale_lower = w.scale_lower;
-  const int used = at.ring.stage;
-  const bool stage_done = ++at.group == C::kStageGroups || group + 1 == s.groups;
-  if (stage_done) at.group = 0, at.ring.advance();
+  for (int k = 1; k < 4; ++k) ptx::Wgmma<kTokens>::template multiply<true>(product, now.a + 4 * k, x + 2 * k);
+  ptx::wgmma_commit();
   if (group + 1 < s.groups) {
-    if (at.group == 0) ptx::barrier_wait(&smem.full[at.ring.stage], at.ring.phase);
-    load_packed(w, smem.codes[at.ring.stage][consumer] + at.group * kTileBytes,
-                smem.scale[at.ring.stage][consumer] + at.group * kTileRows * (p.weight_scale_float ? 4 : 2),
-                p.weight_scale_float);
+    unpack_all(next, packed, p.weight_scale_float);
+#pragma unroll
+    for (int i = 0; i < 16; ++i) ptx::pin(next.a[i]);
+    if (group + 2 < s.groups) {
+      if constexpr (kGroup == 0) ptx::barrier_wait(&smem.full[fetch.stage], fetch.phase);
+      load_packed<C, kGroup>(packed, at, fetch.stage, p.weight_scale_float);
+      if constexpr (kStageEnds) fetch.advance();
+    }
   }
   ptx::wgmma_wait<0>();
 #pragma unroll
   for (int i = 0; i < kTokens / 2; ++i) ptx::pin(product[i]);
-  if (stage_done && threadIdx.x % 32 == 0) ptx::barrier_arrive(&smem.empty[used]);
-  promote<C, kTokens>(acc, product, scale_upper, scale_lower, p, s, group);
+  if constexpr (kStageEnds) {
+    if (at.thread % 32 == 0) ptx::barrier_arrive(&smem.empty[used]);
+    used = used + 1 == C::kStages ? 0 : used + 1;
+  }
+  promote<C, kTokens>(acc, product, now.scale_upper, now.scale_lower, p, s, group);
 }
 
 // Partial sums of a tile that is split along K: peers leave theirs, the owner adds them in order.
 template <class C, int kTokens>
-__device__ __forceinline__ void leave_partial(const Arguments& args, const float (&acc)[kTokens / 2], int consumer) {
-  const int thread = threadIdx.x % 128;
-  const int slot = blockIdx.x * C::kConsumers + consumer;
-  float* mine = args.partial + static_cast<size_t>(slot) * (C::kMaxTokens / 2 * 128);
+__device__ __forceinline__ void leave_partial(const Arguments& args, const float (&acc)[kTokens / 2], const Place& at) {
+  const int slot = blockIdx.x * C::kConsumers + at.consumer;
+  float* mine = args.partial + static_cast<size_t>(slot) * (C::kMaxTokens / 2 * 128) + at.thread;
 #pragma unroll
-  for (int i = 0; i < kTokens / 2; ++i) __stcg(mine + i * 128 + thread, acc[i]);
+  for (int i = 0; i < kTokens / 2; ++i) __stcg(mine + i * 128, acc[i]);
   __threadfence();
-  ptx::named_barrier(1 + consumer, 128);
-  if (thread == 0) asm volatile("st.release.gpu.global.u32 [%0], 1;" ::"l"(args.ready + slot) : "memory");
+  ptx::named_barrier(1 + at.consumer, 128);
+  if (at.thread == 0) asm volatile("st.release.gpu.global.u32 [%0], 1;" ::"l"(args.ready + slot) : "memory");
 }
 
 template <class C, int kTokens>
 __device__ __forceinline__ void add_partials(const Arguments& args, float (&acc)[kTokens / 2], const Segment& s,
-                                             int consumer) {
-  const int thread = threadIdx.x % 128;
-  for (int peer = s.first_peer; peer < s.end_peer; ++peer) {
-    const int slot = peer * C::kConsumers + consumer;
-    if (thread == 0) {
-      uint32_t ready;
-      do {
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(ready) : "l"(args.ready + slot) : "memory");
-      } while (ready == 0);
-      args.ready[slot] = 0;  // for the next launch
-    }
-    ptx::named_barrier(1 + consumer, 128);
-    const float* theirs = args.partial + static_cast<size_t>(slot) * (C::kMaxTokens / 2 * 128);
+                                             const Place& at) {
+  if (s.first_peer == s.end_peer) return;
+  for (int peer = s.first_peer + at.thread; peer < s.end_peer; peer += 128) {  // all flags at once
+    uint32_t* flag = args.ready + peer * C::kConsumers + at.consumer;
+    uint32_t ready;
+    do {
+      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(ready) : "l"(flag) : "memory");
+    } while (ready == 0);
+    *flag = 0;  // for the next launch
+  }
+  ptx::named_barrier(1 + at.consumer, 128);
+  const size_t stride = static_cast<size_t>(C::kConsumers) * (C::kMaxTokens / 2 * 128);
+  const float* theirs = args.partial + s.first_peer * stride + at.consumer * (C::kMaxTokens / 2 * 128) + at.thread;
+#pragma unroll 4
+  for (int peer = s.first_peer; peer < s.end_peer; ++peer, theirs += stride) {
 #pragma unroll
-    for (int i = 0; i < kTokens / 2; ++i) acc[i] += __ldcg(theirs + i * 128 + thread);
+    for (int i = 0; i < kTokens / 2; ++i) acc[i] += __ldcg(theirs + i * 128);
   }
 }
 
 template <class C, int kTokens>
-__device__ __forceinline__ void consume(const Arguments& args, typename C::Smem& smem, Cursor<C>& at, const Segment& s,
-                                        int consumer) {
+__device__ __forceinline__ void consume(const Arguments& args, typename C::Smem& smem, Ring<C::kStages>& fetch,
+                                        Ring<2>& tile, const Segment& s, const Place& at) {
   const Params& p = args.p;
   float acc[kTokens / 2];
 #pragma unroll
   for (int i = 0; i < kTokens / 2; ++i) acc[i] = 0.0f;
-  Packed w;
-  ptx::barrier_wait(&smem.full[at.ring.stage], at.ring.phase);
-  load_packed(w, smem.codes[at.ring.stage][consumer], smem.scale[at.ring.stage][consumer], p.weight_scale_float);
-  for (int group = 0; group < s.groups; ++group) step<C, kTokens>(acc, w, at, smem, p, s, group, consumer);
-  if (!s.owner) return leave_partial<C, kTokens>(args, acc, consumer);
-  add_partials<C, kTokens>(args, acc, s, consumer);
-  const int row_block = s.row_tile * C::kConsumers + consumer;
+  constexpr int kLast = C::kStageGroups - 1;  // 0 or 1
+  int used = fetch.stage;
+  Weights even, odd;
+  Packed packed;
+  ptx::barrier_wait(&smem.full[fetch.stage], fetch.phase);
+  load_packed<C, 0>(packed, at, fetch.stage, p.weight_scale_float);
+  unpack_all(even, packed, p.weight_scale_float);
+  if constexpr (kLast == 0) fetch.advance();
+  if (s.groups > 1) {
+    if constexpr (kLast == 0) ptx::barrier_wait(&smem.full[fetch.stage], fetch.phase);
+    load_packed<C, kLast>(packed, at, fetch.stage, p.weight_scale_float);
+    fetch.advance();
+  }
+  for (int group = 0; group < s.groups; group += 2) {
+    step<C, kTokens, 0>(acc, even, odd, packed, used, fetch, smem, at, p, s, group);
+    if (kLast == 0 && group + 1 == s.groups) break;
+    step<C, kTokens, kLast>(acc, odd, even, packed, used, fetch, smem, at, p, s, group + 1);
+  }
+  if (!s.owner) return leave_partial<C, kTokens>(args, acc, at);
+  add_partials<C, kTokens>(args, acc, s, at);
+
+  float2 scale[kTokens / 8];
+  if (C::kGroupScale || p.x_scale_stride == 0) {
+    const float all = kCodeUnit * (C::kGroupScale ? 1.0f : __ldg(p.x_scale));
+#pragma unroll
+    for (int j = 0; j < kTokens / 8; ++j) scale[j] = {all, all};
+  } else {
+    ptx::barrier_wait(&smem.scales_full[tile.stage], tile.phase);
+    const float2* shared = reinterpret_cast<const float2*>(smem.x_scale[tile.stage]) + at.thread % 4;
+#pragma unroll
+    for (int j = 0; j < kTokens / 8; ++j) scale[j] = {kCodeUnit * shared[4 * j].x, kCodeUnit * shared[4 * j].y};
+    if (at.thread % 32 == 0) ptx::barrier_arrive(&smem.scales_empty[tile.stage]);
+    tile.advance();
+  }
+  const int row_block = s.row_tile * C::kConsumers + at.consumer;
   if (row_block * kTileRows >= p.rows) return;
   if (p.out_type == OutType::kFloat32) {
-    const int row = row_block * kTileRows + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
-    store_float<kTokens>(p, acc, s.first_row, s.tokens, row, !C::kGroupScale);
+    const int row = row_block * kTileRows + at.thread / 32 * 16 + at.thread % 32 / 4;
+    store_float<kTokens>(p, acc, scale, s.first_row, s.tokens, row);
   } else {
-    store_half<kTokens>(p, acc, s.first_row, s.tokens, row_block, !C::kGroupScale, smem.out[consumer], 1 + consumer);
+    store_half<kTokens>(p, acc, scale, s.first_row, s.tokens, row_block, smem.out[at.consumer], 1 + at.consumer,
+                        at.thread);
   }
 }
 
 template <class C>
-__global__ void __maxnreg__(C::kRegisters) kernel(const __grid_constant__ Arguments args) {
+__global__ void __launch_bounds__(C::kThreads, 1) kernel(const __grid_constant__ Arguments args) {
   extern __shared__ __align__(1024) uint8_t shared[];
   auto& smem = *reinterpret_cast<typename C::Smem*>(shared);
-  const int warp = threadIdx.x / 32;
+  const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
   if (threadIdx.x == 0) {
     ptx::prefetch_map(&args.x_map);
+    ptx::prefetch_map(&args.codes_map);
+    ptx::prefetch_map(&args.scale_map);
     for (int i = 0; i < C::kStages; ++i) {
       ptx::barrier_init(&smem.full[i], 1);
       ptx::barrier_init(&smem.empty[i], 4 * C::kConsumers);
+    }
+    for (int i = 0; i < 2; ++i) {
+      ptx::barrier_init(&smem.scales_full[i], 1);
+      ptx::barrier_init(&smem.scales_empty[i], 4 * C::kConsumers);
     }
     ptx::barrier_init_fence();
   }
   const int row_tiles = divide_up(args.p.rows, kTileRows * C::kConsumers);
   make_plan<C::kThreads>(args.p, row_tiles, C::kMaxTokens, smem.plan);
 
-  if (warp == 4 * C::kConsumers) {
-    if (threadIdx.x % 32 == 0) produce<C>(args, smem);
-    return;
-  }
-  const int consumer = __shfl_sync(~0u, threadIdx.x / 128, 0);
-  Walk walk(smem.plan, args.p, C::kMaxTokens);
-  Cursor<C> at;
-  Segment s;
-  while (walk.next(s)) {
-    C::Tokens::dispatch(s.tokens, [&]<int kTokens>() { consume<C, kTokens>(args, smem, at, s, consumer); });
+  if (warp >= 4 * C::kConsumers) {
+    if constexpr (C::kMovesRegisters) ptx::registers_give<C::kLoaderRegisters>();
+    if (warp == 4 * C::kConsumers && ptx::elect_one()) produce<C>(args, smem);
+  } else {
+    if constexpr (C::kMovesRegisters) ptx::registers_take<C::kConsumerRegisters>();
+    const Place at = find_place<C>(smem, args.p.weight_scale_float);
+    Walk walk(smem.plan, args.p, C::kMaxTokens, C::kStageGroups);
+    Ring<C::kStages> fetch;
+    Ring<2> tile;
+    Segment s;
+    while (walk.next(s)) {
+      C::Tokens::dispatch(s.tokens, [&]<int kTokens>() { consume<C, kTokens>(args, smem, fetch, tile, s, at); });
+    }
   }
 }
 

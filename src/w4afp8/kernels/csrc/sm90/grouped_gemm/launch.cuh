@@ -1,4 +1,4 @@
-// Host side of one instance: describe x to the copy engine, size the grid, launch.
+// Host side of one instance: describe the operands to the copy engine, size the grid, launch.
 #pragma once
 #include <cudaTypedefs.h>
 
@@ -8,7 +8,18 @@
 
 namespace w4afp8::grouped_gemm {
 
-inline const char* map_activations(CUtensorMap* map, const Params& p, int box_rows) {
+// A row-major array and the box that one copy takes, innermost dimension first.
+struct Array {
+  const void* data;
+  CUtensorMapDataType type;
+  int dims;
+  cuuint64_t size[4];
+  cuuint64_t pitch_bytes[3];  // between neighbours along dimensions 1, 2, 3
+  cuuint32_t box[4];
+  CUtensorMapSwizzle swizzle;
+};
+
+inline const char* describe(CUtensorMap* map, const Array& a) {
   static PFN_cuTensorMapEncodeTiled_v12000 encode = [] {
     void* found = nullptr;
     cudaDriverEntryPointQueryResult status;
@@ -16,15 +27,36 @@ inline const char* map_activations(CUtensorMap* map, const Params& p, int box_ro
     return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(found);
   }();
   if (encode == nullptr) return "the driver has no cuTensorMapEncodeTiled; it is older than CUDA 12";
-  const cuuint64_t shape[2] = {static_cast<cuuint64_t>(p.cols), static_cast<cuuint64_t>(p.tokens)};
-  const cuuint64_t pitch[1] = {static_cast<cuuint64_t>(p.cols)};
-  const cuuint32_t box[2] = {kTileCols, static_cast<cuuint32_t>(box_rows)};
-  const cuuint32_t step[2] = {1, 1};
-  const CUresult result =
-      encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<void*>(p.x), shape, pitch, box, step,
-             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  return result == CUDA_SUCCESS ? nullptr : "x cannot be described to the copy engine: is it 16-byte aligned?";
+  const cuuint32_t step[4] = {1, 1, 1, 1};
+  const CUresult result = encode(map, a.type, a.dims, const_cast<void*>(a.data), a.size, a.pitch_bytes, a.box, step,
+                                 CU_TENSOR_MAP_INTERLEAVE_NONE, a.swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return result == CUDA_SUCCESS ? nullptr : "a tensor cannot be described to the copy engine: is it 16-byte aligned?";
+}
+
+template <class C>
+const char* describe_all(Arguments& args) {
+  const Params& p = args.p;
+  const cuuint64_t groups = p.cols / kTileCols, blocks = p.rows / kTileRows;
+  const cuuint64_t tokens = p.tokens, experts = p.experts, cols = p.cols;
+  const int scale_bytes = p.weight_scale_float ? 4 : 2;
+  const Array x{p.x, CU_TENSOR_MAP_DATA_TYPE_UINT8, 3, {kTileCols, tokens, groups}, {cols, kTileCols},
+                {kTileCols, C::kBoxRows, C::kStageGroups}, CU_TENSOR_MAP_SWIZZLE_128B};
+  const Array codes{p.codes, CU_TENSOR_MAP_DATA_TYPE_UINT8, 4, {128, 32 * groups, blocks, experts},
+                    {128, groups * kTileBytes, blocks * groups * kTileBytes},
+                    {128, 32 * C::kStageGroups, C::kConsumers, 1}, CU_TENSOR_MAP_SWIZZLE_NONE};
+  const cuuint64_t row = groups * kTileRows * scale_bytes;
+  const Array scale{p.weight_scale,
+                    p.weight_scale_float ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                    3, {groups * kTileRows, blocks, experts}, {row, blocks * row},
+                    {kTileRows * C::kStageGroups, C::kConsumers, 1}, CU_TENSOR_MAP_SWIZZLE_NONE};
+  const Array x_scale{p.x_scale, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 1, {tokens}, {}, {C::kMaxTokens},
+                      CU_TENSOR_MAP_SWIZZLE_NONE};
+  const char* wrong = describe(&args.x_map, x);
+  if (wrong == nullptr && p.x_scale_stride == 1 && !C::kGroupScale) wrong = describe(&args.x_scale_map, x_scale);
+  if (wrong == nullptr) wrong = describe(&args.codes_map, codes);
+  if (wrong == nullptr) wrong = describe(&args.scale_map, scale);
+  return wrong;
 }
 
 template <class C>
@@ -37,7 +69,7 @@ const char* launch(const Params& p, cudaStream_t stream) {
   if (error != cudaSuccess) return cudaGetErrorString(error);
   Arguments args{};
   args.p = p;
-  if (const char* wrong = map_activations(&args.x_map, p, C::kBoxRows)) return wrong;
+  if (const char* wrong = describe_all<C>(args)) return wrong;
   if (p.split_groups > 0) {
     const size_t slots = static_cast<size_t>(blocks) * C::kConsumers;
     const char* wrong = workspace(stream, slots * sizeof(uint32_t), slots * C::kMaxTokens * 64 * sizeof(float),

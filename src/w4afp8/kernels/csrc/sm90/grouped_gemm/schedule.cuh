@@ -70,19 +70,22 @@ __device__ void make_plan(const Params& p, int row_tiles, int max_tokens, Expert
   __syncthreads();
 }
 
-// One block's walk over its segments; every thread that follows it sees the same ones.
+// One block's walk over its segments; every thread that follows it sees the same ones.  Along K it counts in stages of
+// `stage_groups` scale groups.
 class Walk {
  public:
-  __device__ Walk(const ExpertPlan& plan, const Params& p, int max_tokens)
-      : plan_(plan), max_tokens_(max_tokens), groups_(p.cols / kTileCols), tile_(blockIdx.x) {
+  __device__ Walk(const ExpertPlan& plan, const Params& p, int max_tokens, int stage_groups)
+      : plan_(plan), max_tokens_(max_tokens), stage_groups_(stage_groups), stages_(p.cols / kTileCols / stage_groups),
+        tile_(blockIdx.x) {
     const int blocks = gridDim.x;
     whole_ = p.split_groups > 0 ? plan.tiles / blocks * blocks : plan.tiles;
     const int rest = plan.tiles - whole_;
-    units_ = rest * groups_;
-    workers_ = p.split_groups > 0 ? min(blocks, max(rest, units_ / p.split_groups)) : 1;
+    units_ = rest * stages_;
+    workers_ = p.split_groups > 0 ? min(blocks, max(rest, units_ * stage_groups / p.split_groups)) : 1;
     const int c = blockIdx.x;
     unit_ = c < workers_ ? share(c) : units_;
     unit_end_ = c < workers_ ? share(c + 1) : units_;
+    enter(0);
   }
 
   __device__ bool next(Segment& s) {
@@ -90,46 +93,59 @@ class Walk {
     s.owner = true;
     if (tile_ < whole_) {
       s.first_group = 0;
-      s.groups = groups_;
+      s.groups = stages_ * stage_groups_;
       place(tile_, s);
       tile_ += gridDim.x;
       return true;
     }
     if (unit_ >= unit_end_) return false;
-    const int tile = unit_ / groups_;
-    s.first_group = unit_ - tile * groups_;
-    s.groups = min(groups_ - s.first_group, unit_end_ - unit_);
-    s.owner = s.first_group == 0;
-    if (s.owner) {
+    const int tile = unit_ / stages_;
+    const int first = unit_ - tile * stages_;
+    const int count = min(stages_ - first, unit_end_ - unit_);
+    s.first_group = first * stage_groups_;
+    s.groups = count * stage_groups_;
+    s.owner = first == 0;
+    if (s.owner && count < stages_) {
       s.first_peer = s.end_peer = blockIdx.x + 1;
-      while (s.end_peer < workers_ && share(s.end_peer) < (tile + 1) * groups_) ++s.end_peer;
+      while (s.end_peer < workers_ && share(s.end_peer) < (tile + 1) * stages_) ++s.end_peer;
     }
     place(whole_ + tile, s);
-    unit_ += s.groups;
+    unit_ += count;
     return true;
   }
 
  private:
   __device__ int share(int c) const { return static_cast<int>(static_cast<long long>(units_) * c / workers_); }
 
+  __device__ void enter(int slot) {
+    slot_ = slot;
+    tile_begin_ = slot == 0 ? 0 : plan_.tile_end[slot - 1];
+    tile_end_ = plan_.tile_end[slot];
+    rows_ = plan_.rows[slot];
+    runs_ = rows_ <= max_tokens_ ? 1 : divide_up(rows_, max_tokens_);
+    step_ = runs_ == 1 ? rows_ : divide_up(divide_up(rows_, runs_), 8) * 8;
+  }
+
   // Tokens of an expert are cut into equal tiles; tiles that share weights are neighbours.
   __device__ void place(int tile, Segment& s) {
-    while (tile >= plan_.tile_end[slot_]) ++slot_;
-    const int rows = plan_.rows[slot_];
-    const int runs = divide_up(rows, max_tokens_);
-    const int local = tile - (slot_ == 0 ? 0 : plan_.tile_end[slot_ - 1]);
-    const int run = local % runs;
-    const int step = divide_up(divide_up(rows, runs), 8) * 8;
+    if (tile >= tile_end_) {
+      int slot = slot_ + 1;
+      while (tile >= plan_.tile_end[slot]) ++slot;
+      enter(slot);
+    }
+    const int local = tile - tile_begin_;
+    s.row_tile = runs_ == 1 ? local : local / runs_;
+    const int run = runs_ == 1 ? 0 : local - s.row_tile * runs_;
     s.expert = plan_.expert[slot_];
-    s.row_tile = local / runs;
-    s.first_row = plan_.first_row[slot_] + run * step;
-    s.tokens = min(step, rows - run * step);
+    s.first_row = plan_.first_row[slot_] + run * step_;
+    s.tokens = min(step_, rows_ - run * step_);
   }
 
   const ExpertPlan& plan_;
-  const int max_tokens_, groups_;
-  int tile_, slot_ = 0;
+  const int max_tokens_, stage_groups_, stages_;
+  int tile_;
   int whole_, units_, workers_, unit_, unit_end_;
+  int slot_, tile_begin_, tile_end_, rows_, runs_, step_;  // the expert it stands in
 };
 
 }  // namespace w4afp8::grouped_gemm

@@ -1,0 +1,95 @@
+"""A checkpoint opened for a forward pass, whatever it holds: the source, or any format this program writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from w4afp8 import families, formats
+from w4afp8.checkpoint.reader import CheckpointReader
+from w4afp8.checkpoint.spec import TensorSpec
+from w4afp8.errors import CheckpointError
+from w4afp8.families._inventory import take_inventory
+from w4afp8.families._spec import PROJECTIONS, Dimensions, Family
+from w4afp8.formats._target import CheckpointFormat
+from w4afp8.model.decoder import Decoder
+from w4afp8.model.weights import Weights
+
+SITES = {"gate_up": PROJECTIONS[:2], "down": PROJECTIONS[2:]}
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A decoder over one directory, and the static activation scales that stand in it."""
+
+    reader: CheckpointReader
+    decoder: Decoder
+    target: CheckpointFormat | None  # None: not a format that this program writes, so a source
+
+    @staticmethod
+    def of(folder: Path, device: torch.device | str = "cpu") -> Opened:
+        """Raises: CheckpointError when the directory is not what its config promises."""
+        reader = CheckpointReader(folder)
+        family = families.of(reader.config)
+        d = family.dimensions(reader.config)
+        target = _target_of(reader.config)
+        extra = _input_scales(family, d, target) if target else {}
+        inventory = take_inventory(family, d, reader.specs, extra)
+        return Opened(reader, Decoder(family, d, Weights(reader, inventory, device)), target)
+
+    @property
+    def name(self) -> str:
+        return self.reader.folder.resolve().name
+
+    def static_scales(self, layer: int) -> dict[str, float]:
+        """site -> what SGLang 0.5.23 multiplies with: the largest scale of the layer's experts, rounded to bfloat16.
+
+        Raises: CheckpointError when the directory holds no static scales.
+        """
+        if self.target is None:
+            raise CheckpointError(
+                f"{self.name}: found no static activation scales, expected a checkpoint of a format that has them "
+                f"({', '.join(formats.targets())}); evaluate with activations per token"
+            )
+        stem, rule = self.decoder.family.expert, self.target.input_scale
+        return {
+            site: max(
+                float(self.reader.read(rule.tensor_name(stem(layer, e), p)).reshape(()).to(torch.bfloat16))
+                for e in range(self.decoder.d.experts)
+                for p in projections
+            )
+            for site, projections in SITES.items()
+        }
+
+    def __enter__(self) -> Opened:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.reader.close()
+
+
+def _target_of(config: Mapping[str, Any]) -> CheckpointFormat | None:
+    claimed = (config.get("quantization_config") or {}).get("quant_method")
+    for name in formats.targets():
+        target = formats.target(name)
+        if target.quantization_config(config).get("quant_method") == claimed:
+            return target
+    return None
+
+
+def _input_scales(family: Family, d: Dimensions, target: CheckpointFormat) -> dict[str, TensorSpec]:
+    names = (
+        target.input_scale.tensor_name(family.expert(layer, e), p)
+        for layer in range(d.all_layers)
+        if d.is_moe(layer)
+        for e in range(d.experts)
+        for p in PROJECTIONS
+    )
+    return {name: TensorSpec(name, "F32", (1,), target.input_scale.file) for name in names}

@@ -1,0 +1,7 @@
+#include "../launch.cuh"
+
+namespace w4afp8::grouped_gemm {
+const char* launch_t32w(const Params& p, cudaStream_t stream) {
+  return launch<Config<3, TokenCounts<16, 32>, 5, 2>>(p, stream);
+}
+}  // namespace w4afp8::grouped_gemm

@@ -1,0 +1,96 @@
+"""What every test may ask for: the miniature, the golden vectors, a toy of any shape, a seed of its own."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+from safetensors.torch import load_file
+from torch import Tensor
+
+from w4afp8.recipes._load import build
+from w4afp8.recipes._recipe import Recipe
+from w4afp8.synthetic import write_checkpoint
+
+REPOSITORY = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden"
+
+torch.set_num_threads(1)
+settings.register_profile("house", deadline=None, derandomize=True, max_examples=40, print_blob=True)
+settings.load_profile("house")
+
+
+@pytest.fixture(autouse=True)
+def _seed(request: pytest.FixtureRequest) -> None:
+    """Random numbers depend on the test's own id: neither on the order nor on the neighbours."""
+    torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture(scope="session")
+def miniature() -> Path:
+    """The bundled miniature DeepSeek-V3 FP8 checkpoint; read only."""
+    return REPOSITORY / "demo/tiny-dsv3"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Vectors that peers' own code produced (README.md there)."""
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def golden_tensors() -> Callable[[str], dict[str, Tensor]]:
+    """The tensors of one golden file."""
+    return lambda name: load_file(GOLDEN / f"{name}.safetensors")
+
+
+@pytest.fixture(scope="session")
+def miniature_config(miniature: Path) -> dict[str, Any]:
+    """The miniature's config.json."""
+    content: dict[str, Any] = json.loads((miniature / "config.json").read_text())
+    return content
+
+
+@pytest.fixture
+def toy_config(miniature_config: dict[str, Any]) -> dict[str, Any]:
+    """The smallest configuration that has everything: 1 dense + 2 MoE layers of 4 experts, 1 MTP layer."""
+    return miniature_config | {
+        "hidden_size": 128, "intermediate_size": 128, "moe_intermediate_size": 128, "num_hidden_layers": 3,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "n_routed_experts": 4, "num_experts_per_tok": 2,
+        "n_group": 2, "topk_group": 2, "q_lora_rank": 32, "kv_lora_rank": 32, "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 16, "v_head_dim": 16, "head_dim": 8, "qk_head_dim": 24,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def toy(tmp_path: Path, toy_config: dict[str, Any], miniature: Path) -> Callable[..., Path]:
+    """Writes a random FP8 checkpoint of the toy's shape, some fields of its config changed."""
+
+    def write(name: str = "toy", dtype: Any = "fp8", shard_gb: float = 0.0005, seed: int = 0, **changes: Any) -> Path:
+        folder = tmp_path / name
+        config = {key: value for key, value in (toy_config | changes).items() if value is not ...}
+        write_checkpoint(folder, config, dtype=dtype, shard_gb=shard_gb, seed=seed, tokenizer_from=miniature)
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def small_recipe() -> Callable[..., Recipe]:
+    """A recipe with few tokens; keys as in YAML."""
+
+    def make(method: str = "rtn", **changes: Any) -> Recipe:
+        content: dict[str, Any] = {
+            "method": {"name": method},
+            "calibration": {"tokens": 256, "sequence": 64},
+            "output": {"shard_gb": 0.0002},
+        }
+        return build(content | changes, "a test's recipe")
+
+    return make

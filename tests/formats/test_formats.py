@@ -1,0 +1,104 @@
+"""Every registered format, by the common tests; detection; refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from w4afp8 import formats
+from w4afp8.checkpoint.spec import NAMES, TensorSpec
+from w4afp8.errors import FormatError, RecipeError
+from w4afp8.formats._spec import BlockWeight, GroupWeight, PlainWeight, Weight
+from w4afp8.numerics import fp8
+
+SHAPES = [(128, 128), (3, 256), (200, 384), (1, 128)]
+
+
+def random_weight(name: str, n: int, k: int) -> Weight:
+    """A middle form that the format packs."""
+    if formats.get(name).bits == 4:
+        return GroupWeight(torch.randint(-8, 8, (n, k), dtype=torch.int8), torch.rand(n, k // 128) + 0.01)
+    if formats.get(name).bits == 8:
+        return BlockWeight(*fp8.encode_blocks(torch.randn(n, k)))
+    return PlainWeight(torch.randn(n, k).to(torch.bfloat16))
+
+
+def specs_of(stem: str, parts: dict[str, Tensor]) -> dict[str, TensorSpec]:
+    return {stem + s: TensorSpec(stem + s, NAMES[t.dtype], tuple(t.shape)) for s, t in parts.items()}
+
+
+@pytest.mark.parametrize("name", formats.names())
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+def test_what_a_format_packs_it_unpacks(name: str, n: int, k: int) -> None:
+    fmt, weight = formats.get(name), random_weight(name, n, k)
+    parts = fmt.pack(weight)
+    assert [(s.name, s.dtype, s.shape) for s in fmt.specs("x", n, k)] == [
+        (s.name, s.dtype, s.shape) for s in specs_of("x", parts).values()
+    ]
+    again = fmt.unpack(parts)
+    assert torch.equal(again.dequantize(), weight.dequantize())
+    assert again.dequantize().dtype == torch.float32
+    for suffix, tensor in fmt.pack(again).items():
+        assert torch.equal(tensor.view(torch.uint8), parts[suffix].view(torch.uint8)), suffix
+
+
+@pytest.mark.parametrize("name", formats.names())
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+def test_a_format_is_detected_from_dtypes_and_shapes(name: str, n: int, k: int) -> None:
+    specs = specs_of("x", formats.get(name).pack(random_weight(name, n, k)))
+    assert formats.detect(specs["x.weight"], specs, n, k).name == name
+
+
+@pytest.mark.parametrize("name", formats.names())
+def test_a_format_refuses_every_other_shape_and_dtype(name: str) -> None:
+    fmt = formats.get(name)
+    for spec in fmt.specs("x", 256, 256):
+        for dtype, shape in ((spec.dtype, (*spec.shape, 1)), (spec.dtype, (spec.shape[0] + 1, spec.shape[1])), ("I32", spec.shape)):
+            specs = {s.name: s for s in fmt.specs("x", 256, 256)} | {spec.name: TensorSpec(spec.name, dtype, shape)}
+            why = fmt.refusal("x.weight", specs, 256, 256)
+            assert why is not None and spec.name.removeprefix("x") in why, (spec, dtype, shape)
+        missing = {s.name: s for s in fmt.specs("x", 256, 256) if s.name != spec.name}
+        assert fmt.refusal("x.weight", missing, 256, 256) == f"{spec.name.removeprefix('x')} is missing"
+
+
+def test_no_two_formats_read_the_same_tensors() -> None:
+    for name in formats.names():
+        specs = {s.name: s for s in formats.get(name).specs("x", 256, 512)}
+        readers = [other for other in formats.names() if formats.get(other).refusal("x.weight", specs, 256, 512) is None]
+        assert readers == [name]
+
+
+def test_what_no_format_reads_gets_every_formats_reason() -> None:
+    odd = TensorSpec("x.weight", "I8", (4, 64))
+    with pytest.raises(FormatError, match=r"x\.weight \(I8 \[4, 64\]\): expected a matrix \[4, 128\]") as caught:
+        formats.detect(odd, {"x.weight": odd}, 4, 128)
+    for name in formats.names():
+        assert f"\n  {name}: " in str(caught.value)
+    assert "sglang_w4afp8: .weight_scale_inv is missing" in str(caught.value)
+
+
+def test_an_int4_matrix_of_ragged_groups_is_refused_in_words() -> None:
+    specs = {"x.weight": TensorSpec("x.weight", "I8", (4, 50)), "x.weight_scale_inv": TensorSpec("x", "F32", (4, 1))}
+    with pytest.raises(FormatError, match="K = 100 is not a multiple of the group size 128"):
+        formats.detect(specs["x.weight"], specs, 4, 100)
+
+
+def test_unknown_names_and_formats_that_are_only_read_are_refused() -> None:
+    with pytest.raises(RecipeError, match="unknown format 'sglang_w4afp'.*did you mean 'sglang_w4afp8'"):
+        formats.get("sglang_w4afp")
+    with pytest.raises(RecipeError, match="'deepseek_fp8' can be read but is no output; outputs: sglang_w4afp8"):
+        formats.target("deepseek_fp8")
+    assert set(formats.targets()) <= set(formats.names())
+
+
+@pytest.mark.parametrize("name", formats.targets())
+def test_an_output_format_stands_on_a_weight_format_of_its_own(name: str) -> None:
+    target = formats.target(name)
+    assert target.name == name
+    assert target.expert_weight is formats.get(target.expert_weight.name)
+    assert target.expert_weight.bits == 4
+    assert sorted(target.input_scale.names) == ["down_proj", "gate_proj", "up_proj"]
+    assert target.read_by
+
+
