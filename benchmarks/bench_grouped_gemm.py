@@ -46,12 +46,23 @@ class Shape:
     gathers: bool = False  # x is one row a token, not one a choice
 
 
-MOE = {"R1": (7168, 2048, 256, 256, 8), "EP8": (7168, 2048, 32, 256, 8), "TP8": (7168, 256, 256, 256, 8),
-       "OSS": (4096, 2048, 256, 256, 6)}
-DENSE = {"q_b": (24576, 1536), "kv_b": (32768, 512), "o": (7168, 16384), "dense_gate_up": (36864, 7168),
-         "dense_down": (7168, 18432)}
-SHAPES = {name: [Shape(f"{name}.gate_up", 2 * i, h, e, r, k, True), Shape(f"{name}.down", h, i, e, r, k)]
-          for name, (h, i, e, r, k) in MOE.items()}
+MOE = {
+    "R1": (7168, 2048, 256, 256, 8),
+    "EP8": (7168, 2048, 32, 256, 8),
+    "TP8": (7168, 256, 256, 256, 8),
+    "OSS": (4096, 2048, 256, 256, 6),
+}
+DENSE = {
+    "q_b": (24576, 1536),
+    "kv_b": (32768, 512),
+    "o": (7168, 16384),
+    "dense_gate_up": (36864, 7168),
+    "dense_down": (7168, 18432),
+}
+SHAPES = {
+    name: [Shape(f"{name}.gate_up", 2 * i, h, e, r, k, True), Shape(f"{name}.down", h, i, e, r, k)]
+    for name, (h, i, e, r, k) in MOE.items()
+}
 SHAPES["DENSE"] = [Shape(f"dense.{name}", n, k) for name, (n, k) in DENSE.items()]
 TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
@@ -136,16 +147,21 @@ def ceilings() -> dict[str, float]:
     for mib in (16, 64, 256, 4096):
         n = (mib << 20) // 4
         parts = [data[i * n : (i + 1) * n] for i in range(min(32, words // n))]
-        best = min(time_us([lambda p=p, n=n, u=u, b=b, w=w, g=g: read[(132 * g,)](p, out, n, b, u, num_warps=w)
-                            for p in parts], replays=8)[0]
-                   for g, b, u, w in ((2, 8192, 2, 16), (4, 4096, 2, 8)))
+        best = min(
+            time_us(
+                [lambda p=p, n=n, u=u, b=b, w=w, g=g: read[(132 * g,)](p, out, n, b, u, num_warps=w) for p in parts],
+                replays=8,
+            )[0]
+            for g, b, u, w in ((2, 8192, 2, 16), (4, 4096, 2, 8))
+        )
         found[f"read_{mib}MiB_us"] = best
         found["read_bytes_us"] = (mib << 20) / best
     n = 8192
     a, b = (torch.randn(n, n, device=DEVICE, dtype=torch.bfloat16).to(FP8) for _ in range(2))
     one = torch.ones((), device=DEVICE)
-    us, _ = time_us([lambda: torch._scaled_mm(a, b.t(), out_dtype=torch.bfloat16, scale_a=one, scale_b=one,
-                                              use_fast_accum=True)])
+    us, _ = time_us(
+        [lambda: torch._scaled_mm(a, b.t(), out_dtype=torch.bfloat16, scale_a=one, scale_b=one, use_fast_accum=True)]
+    )
     found["fp8_flop_us"] = 2 * n**3 / us
     return found
 
@@ -174,9 +190,7 @@ def copies(shape: Shape) -> int:
     return 1 if shape.experts > 1 else max(1, math.ceil(400e6 / (shape.rows * shape.cols / 2)))
 
 
-def ours(
-    shape: Shape, sweep: bool, w: list[tuple[Tensor, Tensor]], rs: list[Rows]
-) -> list[dict[str, object]]:
+def ours(shape: Shape, sweep: bool, w: list[tuple[Tensor, Tensor]], rs: list[Rows]) -> list[dict[str, object]]:
     """Time the chosen schedule, or every one that runs."""
     problem = schedules.Problem(len(rs[0].tokens), shape.experts, shape.rows, shape.cols)
     rows = [r for r in schedules.ROWS if not r.refusals(problem)] if sweep else [schedules.choose(problem)]
@@ -190,9 +204,17 @@ def ours(
     found = []
     for row in rows:
         n = max(len(inputs), len(w))
-        calls = [lambda i=i, row=row: sm90.grouped_gemm(
-            inputs[i % len(inputs)][0], inputs[i % len(inputs)][1], *w[i % len(w)], inputs[i % len(inputs)][2],
-            torch.bfloat16, row) for i in range(n)]
+        calls = [
+            lambda i=i, row=row: sm90.grouped_gemm(
+                inputs[i % len(inputs)][0],
+                inputs[i % len(inputs)][1],
+                *w[i % len(w)],
+                inputs[i % len(inputs)][2],
+                torch.bfloat16,
+                row,
+            )
+            for i in range(n)
+        ]
         us, spread = time_us(calls)
         found.append({"kernel": row.kernel, "split": row.split_groups, "us": us, "spread_us": spread})
     return found
@@ -217,12 +239,17 @@ def main() -> None:
 
     begin = time.monotonic()
     machine = ceilings()
-    about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda,
-             "date": time.strftime("%Y-%m-%d", time.gmtime())}
+    about = {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
     emit({"record": "machine", **about, **machine})
     print({k: round(v, 1) for k, v in machine.items()}, flush=True)
-    print(f"{'cell':24}{'rows/hit':>9}{'floor':>9}{'ours':>9}{'x floor':>8}{'peer':>9}{'ratio':>7}  schedule",
-          flush=True)
+    print(
+        f"{'cell':24}{'rows/hit':>9}{'floor':>9}{'ours':>9}{'x floor':>8}{'peer':>9}{'ratio':>7}  schedule", flush=True
+    )
     for name in options.shapes.split(","):
         for shape in SHAPES[name]:
             w = [weights(shape) for _ in range(copies(shape))]
@@ -244,16 +271,33 @@ def main() -> None:
                 best = min(found, key=lambda f: f["us"])
                 theirs = peer.time(tokens, rs, time_us) if peer else {}
                 mean = len(rs[0].tokens) / rs[0].hit
-                emit({"record": "cell", "shape": shape.name, "tokens": tokens, "rows": len(rs[0].tokens),
-                      "hit": rs[0].hit, "floor_us": floor, "bound": floors[0][1], "bytes": moved, **best,
-                      "x_floor": best["us"] / floor, "GB_s": moved / best["us"] / 1e3,
-                      "TFLOP_s": 2 * len(rs[0].tokens) * shape.rows * shape.cols / best["us"] / 1e6, **theirs,
-                      "sweep": found if options.sweep else None, **about})
+                emit(
+                    {
+                        "record": "cell",
+                        "shape": shape.name,
+                        "tokens": tokens,
+                        "rows": len(rs[0].tokens),
+                        "hit": rs[0].hit,
+                        "floor_us": floor,
+                        "bound": floors[0][1],
+                        "bytes": moved,
+                        **best,
+                        "x_floor": best["us"] / floor,
+                        "GB_s": moved / best["us"] / 1e3,
+                        "TFLOP_s": 2 * len(rs[0].tokens) * shape.rows * shape.cols / best["us"] / 1e6,
+                        **theirs,
+                        "sweep": found if options.sweep else None,
+                        **about,
+                    }
+                )
                 ratio = theirs["humming_us"] / best["us"] if theirs else float("nan")
                 others = " ".join(f"{f['kernel']}/{f['split']}:{f['us']:.1f}" for f in found) if options.sweep else ""
-                print(f"{shape.name + ' M=' + str(tokens):24}{mean:9.1f}{floor:9.1f}{best['us']:9.1f}"
-                      f"{best['us'] / floor:8.2f}{theirs.get('humming_us', float('nan')):9.1f}{ratio:7.2f}"
-                      f"  {best['kernel']}/{best['split']} {others}", flush=True)
+                print(
+                    f"{shape.name + ' M=' + str(tokens):24}{mean:9.1f}{floor:9.1f}{best['us']:9.1f}"
+                    f"{best['us'] / floor:8.2f}{theirs.get('humming_us', float('nan')):9.1f}{ratio:7.2f}"
+                    f"  {best['kernel']}/{best['split']} {others}",
+                    flush=True,
+                )
             del w, peer
             torch.cuda.empty_cache()
 

@@ -43,8 +43,14 @@ class Humming:
         for _ in range(copies):
             kind = {"num_experts": shape.experts} if shape.experts > 1 else {}
             with torch.device(DEVICE):
-                layer = HummingLayer(shape_n=shape.rows, shape_k=shape.cols, weight_config=dict(WEIGHT),
-                                     input_config=dict(INPUT), torch_dtype=torch.bfloat16, **kind)
+                layer = HummingLayer(
+                    shape_n=shape.rows,
+                    shape_k=shape.cols,
+                    weight_config=dict(WEIGHT),
+                    input_config=dict(INPUT),
+                    torch_dtype=torch.bfloat16,
+                    **kind,
+                )
             layer = layer.cuda()
             lead = (shape.experts,) if shape.experts > 1 else ()
             weight = torch.empty((*lead, shape.rows, shape.cols // 8), dtype=torch.int32, device=DEVICE)
@@ -86,12 +92,18 @@ class Humming:
             tuned = next(c for low, high, c in get_heuristics_config(config, device=0, **kind) if low < count <= high)
             tile = f"{tuned['mma_type']} {tuned['block_shape']}"
             x = torch.randn((count, self.shape.cols), device=DEVICE, dtype=torch.bfloat16)
-            q, s1, s2 = ops.process_input(x, quant_mode=config.input_quant_mode.value, quant_dtype=str(config.a_dtype),
-                                          group_scale_dtype=str(config.as_dtype))
+            q, s1, s2 = ops.process_input(
+                x,
+                quant_mode=config.input_quant_mode.value,
+                quant_dtype=str(config.a_dtype),
+                group_scale_dtype=str(config.as_dtype),
+            )
             args: dict[str, Any] = {
-                "inputs": q, "input_scale": s1 if s1 is not None else s2,
+                "inputs": q,
+                "input_scale": s1 if s1 is not None else s2,
                 "outputs": torch.empty((count, self.shape.rows), device=DEVICE, dtype=torch.bfloat16),
-                "valid_shape_m": count, "compute_config": json.dumps(kind),
+                "valid_shape_m": count,
+                "compute_config": json.dumps(kind),
                 "tuning_config": json.dumps([[0, 1 << 30, tuned]]),
             }
             if mode == "indexed":

@@ -53,6 +53,6 @@ def _snapshot(identifier: str, revision: str | None, kind: str, patterns: list[s
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise HubError(
-            f"{kind} {identifier}: neither a local directory nor to be had from the Hub ({first_line}); check the name, "
-            "the network and `hf auth login`, or download it and give its path"
+            f"{kind} {identifier}: neither a local directory nor to be had from the Hub ({first_line}); "
+            "check the name, the network and `hf auth login`, or download it and give its path"
         ) from error

@@ -135,9 +135,13 @@ def _run_units(prepared: Run, journal: Journal, log: Listener, stop: Callable[[]
     for unit in plan.units:
         if journal.record(unit.name) is None:
             if stop():
-                raise Stopped(f"stopped before {unit.name}; everything before it is kept, run the same command to go on")
+                raise Stopped(
+                    f"stopped before {unit.name}; everything before it is kept, run the same command to go on"
+                )
             if current is None and unit.layer is not None:
-                current = states.load(before).to(decoder.weights.device) if unit.layer else decoder.embed(prepared.tokens_BS)
+                current = (
+                    states.load(before).to(decoder.weights.device) if unit.layer else decoder.embed(prepared.tokens_BS)
+                )
             began = time.monotonic()
             current, record = _run_unit(prepared, decoder, unit, current, states, log)
             if unit.layer is not None and current is not None:
@@ -215,7 +219,9 @@ def _check_device(name: str) -> None:
     except RuntimeError as error:
         raise RecipeError(f"compute.device {name!r} is no torch device; expected cpu or cuda") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise RecipeError(f"compute.device is {name!r}, but torch finds no CUDA device; use cpu or install torch with CUDA")
+        raise RecipeError(
+            f"compute.device is {name!r}, but torch finds no CUDA device; use cpu or install torch with CUDA"
+        )
 
 
 def _survey_source(prepared: Run, journal: Journal, listener: Listener) -> Identity:

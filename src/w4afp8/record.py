@@ -38,7 +38,9 @@ def write_record(
         if path.exists():
             inputs |= read_tensors(path)
     write_tensors(folder / INPUTS, inputs)
-    shards = {name: {k: v for k, v in s.items() if k != "mtime_ns"} for name, s in fingerprint["source"]["shards"].items()}
+    shards = {
+        name: {k: v for k, v in s.items() if k != "mtime_ns"} for name, s in fingerprint["source"]["shards"].items()
+    }
     record = {
         "tool": {"name": "w4afp8", "version": _version.__version__, "torch": fingerprint["tool"]["torch"]},
         "format": plan.target.name,

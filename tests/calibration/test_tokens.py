@@ -26,9 +26,7 @@ class Letters:
 
 
 def chosen(*sources: Path, tokens: int = 40, sequence: int = 10, seed: int = 0, vocabulary: int = 256) -> torch.Tensor:
-    return choose_sequences(
-        sources, Letters(), tokens=tokens, sequence=sequence, seed=seed, vocabulary=vocabulary
-    )
+    return choose_sequences(sources, Letters(), tokens=tokens, sequence=sequence, seed=seed, vocabulary=vocabulary)
 
 
 @pytest.fixture

@@ -164,9 +164,16 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory,
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 2**65) | st.floats() | st.sampled_from(sorted(DTYPES)) | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["dtype", "shape", "data_offsets", "__metadata__", "a"]), inner, max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 2**65)
+    | st.floats()
+    | st.sampled_from(sorted(DTYPES))
+    | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["dtype", "shape", "data_offsets", "__metadata__", "a"]), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 
@@ -183,7 +190,9 @@ def test_any_json_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, c
 @given(st.integers(0, 400), st.integers(0, 255))
 def test_a_flipped_byte_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, at: int, value: int) -> None:
     """And what is still read lies inside the file."""
-    content = bytearray(save({"a": torch.arange(6.0).view(2, 3), "b": torch.zeros(3, dtype=torch.int8)}, {"format": "pt"}))
+    content = bytearray(
+        save({"a": torch.arange(6.0).view(2, 3), "b": torch.zeros(3, dtype=torch.int8)}, {"format": "pt"})
+    )
     content[at % len(content)] = value
     path = tmp_path_factory.mktemp("fuzz") / "a.safetensors"
     path.write_bytes(content)

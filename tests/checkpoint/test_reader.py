@@ -25,7 +25,8 @@ def every_dtype() -> dict[str, Tensor]:
     """A tensor of each dtype, random bytes."""
     raw = torch.randint(0, 256, (96,), dtype=torch.uint8)
     return {
-        name: (raw > 127 if name == "BOOL" else raw.clone().view(dtype)).reshape(2, -1) for name, dtype in DTYPES.items()
+        name: (raw > 127 if name == "BOOL" else raw.clone().view(dtype)).reshape(2, -1)
+        for name, dtype in DTYPES.items()
     }
 
 
@@ -35,7 +36,9 @@ def directory(folder: Path, files: dict[str, dict[str, Tensor]], weight_map: Any
     for name, tensors in files.items():
         save_file(tensors, folder / name)
     listed = {tensor: file for file, tensors in files.items() for tensor in tensors}
-    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": listed if weight_map is None else weight_map}))
+    (folder / INDEX).write_text(
+        json.dumps({"metadata": {}, "weight_map": listed if weight_map is None else weight_map})
+    )
     return folder
 
 
@@ -45,7 +48,9 @@ def two(**more: str) -> dict[str, str]:
 
 @pytest.fixture
 def sound(tmp_path: Path) -> Path:
-    return directory(tmp_path / "model", {"one.safetensors": {"a": torch.ones(2)}, "two.safetensors": {"b": torch.ones(3)}})
+    return directory(
+        tmp_path / "model", {"one.safetensors": {"a": torch.ones(2)}, "two.safetensors": {"b": torch.ones(3)}}
+    )
 
 
 def refusal(folder: Path) -> str:

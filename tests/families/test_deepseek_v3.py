@@ -151,7 +151,9 @@ def test_the_format_is_what_the_headers_say_never_the_config(toy_config: dict[st
 
 @pytest.mark.parametrize("field", ["num_nextn_predict_layers", "q_lora_rank", "tie_word_embeddings"])
 def test_optional_parts_follow_the_config(toy_config: dict[str, Any], field: str) -> None:
-    without = toy_config | {field: {"num_nextn_predict_layers": 0, "q_lora_rank": None, "tie_word_embeddings": True}[field]}
+    without = toy_config | {
+        field: {"num_nextn_predict_layers": 0, "q_lora_rank": None, "tie_word_embeddings": True}[field]
+    }
     names, all_names = header_specs(without), header_specs(toy_config)
     gone, new = {n for n in all_names if n not in names}, {n for n in names if n not in all_names}
     if field == "num_nextn_predict_layers":
@@ -267,7 +269,8 @@ def test_everything_wrong_with_a_config_is_said_at_once(toy_config: dict[str, An
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("num_hidden_layers", 10**12), ("n_routed_experts", 2**40), ("num_nextn_predict_layers", 10**9)]
+    ("field", "value"),
+    [("num_hidden_layers", 10**12), ("n_routed_experts", 2**40), ("num_nextn_predict_layers", 10**9)],
 )
 def test_a_config_that_promises_more_than_any_memory_is_refused_quickly(
     toy_config: dict[str, Any], field: str, value: int
@@ -280,7 +283,9 @@ def test_a_config_that_promises_more_than_any_memory_is_refused_quickly(
 def test_a_config_of_another_shape_names_the_tensors_that_disagree(toy_config: dict[str, Any]) -> None:
     specs = header_specs(toy_config)
     assert "model.layers.1.mlp.experts.0.gate_proj.weight" in refuse(toy_config | {"moe_intermediate_size": 256}, specs)
-    assert "model.layers.1.mlp.experts.4.gate_proj.weight is missing" in refuse(toy_config | {"n_routed_experts": 8}, specs)
+    assert "model.layers.1.mlp.experts.4.gate_proj.weight is missing" in refuse(
+        toy_config | {"n_routed_experts": 8}, specs
+    )
     fewer = refuse(toy_config | {"num_hidden_layers": 2}, specs)
     assert ".layers.2." in fewer and ".layers.3." in fewer
 

@@ -54,7 +54,11 @@ def test_a_format_is_detected_from_dtypes_and_shapes(name: str, n: int, k: int) 
 def test_a_format_refuses_every_other_shape_and_dtype(name: str) -> None:
     fmt = formats.get(name)
     for spec in fmt.specs("x", 256, 256):
-        for dtype, shape in ((spec.dtype, (*spec.shape, 1)), (spec.dtype, (spec.shape[0] + 1, spec.shape[1])), ("I32", spec.shape)):
+        for dtype, shape in (
+            (spec.dtype, (*spec.shape, 1)),
+            (spec.dtype, (spec.shape[0] + 1, spec.shape[1])),
+            ("I32", spec.shape),
+        ):
             specs = {s.name: s for s in fmt.specs("x", 256, 256)} | {spec.name: TensorSpec(spec.name, dtype, shape)}
             why = fmt.refusal("x.weight", specs, 256, 256)
             assert why is not None and spec.name.removeprefix("x") in why, (spec, dtype, shape)
@@ -65,7 +69,9 @@ def test_a_format_refuses_every_other_shape_and_dtype(name: str) -> None:
 def test_no_two_formats_read_the_same_tensors() -> None:
     for name in formats.names():
         specs = {s.name: s for s in formats.get(name).specs("x", 256, 512)}
-        readers = [other for other in formats.names() if formats.get(other).refusal("x.weight", specs, 256, 512) is None]
+        readers = [
+            other for other in formats.names() if formats.get(other).refusal("x.weight", specs, 256, 512) is None
+        ]
         assert readers == [name]
 
 
@@ -100,5 +106,3 @@ def test_an_output_format_stands_on_a_weight_format_of_its_own(name: str) -> Non
     assert target.expert_weight.bits == 4
     assert sorted(target.input_scale.names) == ["down_proj", "gate_proj", "up_proj"]
     assert target.read_by
-
-

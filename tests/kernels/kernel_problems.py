@@ -31,9 +31,7 @@ class Problem:
         else:
             x = x * self.x_scale.double().reshape(-1, 1)
         bounds = self.offsets.tolist()
-        return torch.cat(
-            [x[a:b] @ (self.codes[e].double() * scale[e]).T for e, (a, b) in enumerate(pairwise(bounds))]
-        )
+        return torch.cat([x[a:b] @ (self.codes[e].double() * scale[e]).T for e, (a, b) in enumerate(pairwise(bounds))])
 
 
 def pack(codes: Tensor) -> Tensor:
@@ -42,8 +40,15 @@ def pack(codes: Tensor) -> Tensor:
     return (low + 16 * high).to(torch.uint8).view(torch.int8)
 
 
-def make(counts: list[int], rows: int, cols: int, *, scales: str = "token", scale_type: torch.dtype = torch.bfloat16,
-         seed: int = 0) -> Problem:
+def make(
+    counts: list[int],
+    rows: int,
+    cols: int,
+    *,
+    scales: str = "token",
+    scale_type: torch.dtype = torch.bfloat16,
+    seed: int = 0,
+) -> Problem:
     """Random codes -8..7, scales and e4m3 rows for experts with the given numbers of tokens."""
     g = torch.Generator().manual_seed(seed)
     codes = torch.randint(-8, 8, (len(counts), rows, cols), generator=g, dtype=torch.int8)

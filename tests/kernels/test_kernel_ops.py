@@ -116,15 +116,30 @@ def moe_truth(x, ids, weights, gate_up: Problem, down: Problem, *, limit=None, a
     return out * factor
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"limit": 0.5}, {"limit": 0.3, "alpha": 1.702, "beta": 1.0}, {"factor": 2.5},
-], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"limit": 0.5},
+        {"limit": 0.3, "alpha": 1.702, "beta": 1.0},
+        {"factor": 2.5},
+    ],
+    ids=str,
+)
 def test_fused_moe_is_the_layer(options):
     x, ids, weights, gate_up, down = moe()
     found = OPS.fused_moe(
-        x, ids, weights, gate_up.weight, gate_up.weight_scale, down.weight, down.weight_scale,
-        swiglu_limit=options.get("limit"), swiglu_alpha=options.get("alpha", 1.0),
-        swiglu_beta=options.get("beta", 0.0), routed_scaling_factor=options.get("factor", 1.0),
+        x,
+        ids,
+        weights,
+        gate_up.weight,
+        gate_up.weight_scale,
+        down.weight,
+        down.weight_scale,
+        swiglu_limit=options.get("limit"),
+        swiglu_alpha=options.get("alpha", 1.0),
+        swiglu_beta=options.get("beta", 0.0),
+        routed_scaling_factor=options.get("factor", 1.0),
     )
     truth = moe_truth(x, ids, weights, gate_up, down, **options)
     assert relative_error(found, truth) < 0.06  # two roundings of activations to e4m3
@@ -160,29 +175,37 @@ def test_static_scales_are_used():
 
 def bad(problem, **change):
     good = {
-        "x": problem.x, "x_scale": problem.x_scale, "weight": problem.weight, "weight_scale": problem.weight_scale,
-        "expert_offsets": problem.offsets, "out_dtype": BF16, "layout": "canonical",
+        "x": problem.x,
+        "x_scale": problem.x_scale,
+        "weight": problem.weight,
+        "weight_scale": problem.weight_scale,
+        "expert_offsets": problem.offsets,
+        "out_dtype": BF16,
+        "layout": "canonical",
     }
     return good | change
 
 
-@pytest.mark.parametrize(("argument", "value"), [
-    ("x", lambda p: p.x.float()),
-    ("x", lambda p: p.x[:, :128].contiguous()),
-    ("x", lambda p: p.x.repeat(1, 2)[:, ::2]),
-    ("x_scale", lambda p: p.x_scale.double()),
-    ("x_scale", lambda p: p.x_scale[:2].contiguous()),
-    ("weight", lambda p: p.weight.short()),
-    ("weight", lambda p: p.weight[:, :, :96].contiguous()),
-    ("weight_scale", lambda p: p.weight_scale.half()),
-    ("weight_scale", lambda p: p.weight_scale[:, :64].contiguous()),
-    ("expert_offsets", lambda p: p.offsets[:-1].contiguous()),
-    ("expert_offsets", lambda p: p.offsets.float()),
-    ("expert_offsets", lambda p: p.offsets + 1),
-    ("expert_offsets", lambda p: torch.tensor([0, 9, 3, 20, 21])),
-    ("out_dtype", lambda p: torch.float64),
-    ("layout", lambda p: "machete"),
-])
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("x", lambda p: p.x.float()),
+        ("x", lambda p: p.x[:, :128].contiguous()),
+        ("x", lambda p: p.x.repeat(1, 2)[:, ::2]),
+        ("x_scale", lambda p: p.x_scale.double()),
+        ("x_scale", lambda p: p.x_scale[:2].contiguous()),
+        ("weight", lambda p: p.weight.short()),
+        ("weight", lambda p: p.weight[:, :, :96].contiguous()),
+        ("weight_scale", lambda p: p.weight_scale.half()),
+        ("weight_scale", lambda p: p.weight_scale[:, :64].contiguous()),
+        ("expert_offsets", lambda p: p.offsets[:-1].contiguous()),
+        ("expert_offsets", lambda p: p.offsets.float()),
+        ("expert_offsets", lambda p: p.offsets + 1),
+        ("expert_offsets", lambda p: torch.tensor([0, 9, 3, 20, 21])),
+        ("out_dtype", lambda p: torch.float64),
+        ("layout", lambda p: "machete"),
+    ],
+)
 def test_a_bad_argument_is_named(problem, argument, value):
     with pytest.raises(KernelError, match=argument):
         OPS.grouped_gemm(**bad(problem, **{argument: value(problem)}))

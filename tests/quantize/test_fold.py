@@ -79,7 +79,12 @@ def test_every_reader_of_the_norm_is_folded_and_nothing_else(toy: Callable[..., 
     decoder = open_decoder(toy())
     folded = apply_fold(decoder, 2, Fold(torch.ones(128), {"kept": True}))
     stems = {name.removeprefix("model.layers.2.").rsplit(".weight", 1)[0] for name in folded.tensors}
-    assert stems == {"post_attention_layernorm", "mlp.gate", "mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj"}
+    assert stems == {
+        "post_attention_layernorm",
+        "mlp.gate",
+        "mlp.shared_experts.gate_proj",
+        "mlp.shared_experts.up_proj",
+    }
     for name, tensor in folded.tensors.items():
         source = decoder.weights._reader.read(name)
         assert torch.equal(tensor.view(torch.uint8), source.view(torch.uint8)), f"{name}: a fold by 1 changes no byte"

@@ -128,7 +128,13 @@ def test_the_folded_layer_is_the_source_layer(toy: Callable[..., Path]) -> None:
         source_states = states.clone()
         decoder.step(1, source_states)
         result = _layer.quantize_layer(
-            decoder, 1, states, Forced(RoundToNearest.Options()), put.__setitem__, headroom=1.0, progress=lambda *a: None
+            decoder,
+            1,
+            states,
+            Forced(RoundToNearest.Options()),
+            put.__setitem__,
+            headroom=1.0,
+            progress=lambda *a: None,
         )
     torch.testing.assert_close(states, source_states, rtol=1e-4, atol=1e-4)
     scale = result.folded.effective_scale
@@ -171,5 +177,3 @@ def test_cold_experts_are_named_unless_they_are_allowed(counts: dict[int, list[i
     assert "--allow-cold-experts" in str(caught.value)
     check_coverage(counts, least, allow_cold=True)
     check_coverage(counts, 0, allow_cold=False)
-
-

@@ -94,7 +94,9 @@ def test_a_quantized_expert_still_computes_the_expert(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("case", ["no tokens", "one token", "zero tokens' inputs", "zero weights", "zero down", "equal rows"])
+@pytest.mark.parametrize(
+    "case", ["no tokens", "one token", "zero tokens' inputs", "zero weights", "zero down", "equal rows"]
+)
 def test_starved_and_degenerate_experts_are_quantized_to_finite_numbers(name: str, case: str) -> None:
     weights, given = expert(), inputs()
     if case == "no tokens":

@@ -48,7 +48,13 @@ def test_the_default_exists() -> None:
 @given(tokens=st.integers(1, 10**9), seed=st.integers(-5, 2**40), gb=st.floats(1e-6, 1e4), mtp=st.sampled_from(list(Mtp)),
        survey=st.sampled_from(list(Survey)), data=st.lists(st.text(min_size=1), min_size=1, max_size=3))  # fmt: skip
 def test_any_recipe_survives_its_rendering(
-    tmp_path_factory: pytest.TempPathFactory, tokens: int, seed: int, gb: float, mtp: Mtp, survey: Survey, data: list[str]
+    tmp_path_factory: pytest.TempPathFactory,
+    tokens: int,
+    seed: int,
+    gb: float,
+    mtp: Mtp,
+    survey: Survey,
+    data: list[str],
 ) -> None:
     recipe = build(
         {"calibration": {"tokens": tokens, "seed": seed, "data": data}, "output": {"shard_gb": gb}, "mtp": mtp.value,
@@ -126,7 +132,9 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_gets_the_closest_one() -> None:
-    with pytest.raises(RecipeError, match=r"no recipe 'balance' \(did you mean 'balanced'\?\); give a file or one of: "):
+    with pytest.raises(
+        RecipeError, match=r"no recipe 'balance' \(did you mean 'balanced'\?\); give a file or one of: "
+    ):
         load("balance")
     with pytest.raises(RecipeError, match="no recipe 'there/is/none.yaml'"):
         load("there/is/none.yaml")
@@ -192,7 +200,7 @@ def test_patterns_are_exact_names_or_whole_regular_expressions() -> None:
     assert matches_pattern("a.b", "a.b") and not matches_pattern("a.b", "axb") and not matches_pattern("a", "a.b")
     assert matches_pattern("re:a.b", "axb") and not matches_pattern("re:a", "ab") and matches_pattern("re:a.*", "ab")
     names = ["a.1", "a.2", "b.1"]
-    assert Recipe(targets=("re:.*", ), ignore=("a.2",)).chosen(names) == {"a.1", "b.1"}
+    assert Recipe(targets=("re:.*",), ignore=("a.2",)).chosen(names) == {"a.1", "b.1"}
     with pytest.raises(RecipeError, match="2 problems") as caught:
         Recipe(targets=("re:a.*", "re:c.*"), ignore=("b.2",)).chosen(names)
     assert "targets: 're:c.*' matches none of 3 matrices" in str(caught.value)

@@ -145,6 +145,7 @@ def write_config(out: Path, source: dict[str, Any]) -> None:
         "quantization_config": {
             "quant_method": "w4afp8", "activation_scheme": "static", "linear_activation_scheme": "dynamic",
             "weight_block_size": [128, 128], "group_size": 128,
+            **({"mtp_experts": "int4"} if source.get("num_nextn_predict_layers") else {}),
         },
     }  # fmt: skip
     write_json(out / "config.json", config)

@@ -39,8 +39,17 @@ def test_a_changed_field_is_named(
     assert named in {problem.who.split(".")[-1].split()[-1] for problem in check.problems}
 
 
+def test_another_tools_directory_may_say_less_but_nothing_else(quantized: Path) -> None:
+    less = edited(quantized, lambda c: [c["quantization_config"].pop(key) for key in ("group_size", "mtp_experts")])
+    assert check_config(less, target_of(less, {}), None, ours=False).passed
+    assert len(check_config(less, target_of(less, {}), None).problems) == 2
+    other = edited(quantized, lambda c: c["quantization_config"].update(group_size=64))
+    assert check_config(other, target_of(other, {}), None, ours=False).failed
+
+
 def test_a_dropped_mtp_layer_is_allowed(quantized: Path, miniature: Path) -> None:
     config = edited(quantized, lambda c: c.update(num_nextn_predict_layers=0))
+    del config["quantization_config"]["mtp_experts"]
     source = json.loads((miniature / "config.json").read_text())
     assert check_config(config, target_of(config, {}), source).passed
 

@@ -111,7 +111,7 @@ def test_folds_of_rows_and_columns_are_undone():
         "down_proj": compare(after["down_proj"], down, None, 1 / factor),
     }
     for site, numbers in found.items():
-        assert numbers.error < 0.03 and numbers.scale_misfit < 0.03, site
+        assert numbers.error < 0.03 and numbers.scale_misfit < 0.05, site
     assert compare(after["down_proj"], down, None, None).error > 0.25, "without undoing the fold it is another matrix"
     assert torch.equal(row_factor(rounded(gate), gate, torch.ones(256)), torch.ones(256)), "no fold, no factor"
 

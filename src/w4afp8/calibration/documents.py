@@ -30,7 +30,9 @@ def read_documents(path: Path) -> Iterator[Document]:
         for file in files:
             yield from read_documents(file)
     elif not path.is_file():
-        raise CalibrationError(f"{path}: no such file; give JSONL, plain text, parquet, a folder of them or a Hub dataset")
+        raise CalibrationError(
+            f"{path}: no such file; give JSONL, plain text, parquet, a folder of them or a Hub dataset"
+        )
     elif path.suffix in (".jsonl", ".json"):
         yield from _jsonl(path)
     elif path.suffix == ".parquet":
@@ -79,7 +81,7 @@ def _document(row: Any, where: str) -> Document:
         if isinstance(row.get(field), list) and row[field]:
             return [_turn(turn, where) for turn in row[field]]
     raise CalibrationError(
-        f"{where}: none of {', '.join(TEXT_FIELDS + CHAT_FIELDS)} holds text; found the fields {', '.join(map(str, row))}"
+        f"{where}: none of {', '.join(TEXT_FIELDS + CHAT_FIELDS)} holds text; found {', '.join(map(str, row))}"
     )
 
 

@@ -38,9 +38,13 @@ class CheckpointTokenizer:
             try:
                 self._fast = FastTokenizer.from_file(str(folder / "tokenizer.json"))
             except Exception as error:  # the library raises nothing narrower
-                raise CalibrationError(f"{folder / 'tokenizer.json'}: not a tokenizer ({error}); copy it again") from error
+                raise CalibrationError(
+                    f"{folder / 'tokenizer.json'}: not a tokenizer ({error}); copy it again"
+                ) from error
         elif not (folder / "tokenizer_config.json").is_file():
-            raise CalibrationError(f"{folder}: found no tokenizer.json; copy the model's tokenizer files beside its weights")
+            raise CalibrationError(
+                f"{folder}: found no tokenizer.json; copy the model's tokenizer files beside its weights"
+            )
         self._full: Any = None
 
     def encode(self, document: Document) -> list[int]:
@@ -53,8 +57,10 @@ class CheckpointTokenizer:
     def _render(self, chat: list[dict[str, str]]) -> str:
         tokenizer = self._transformers()
         if not tokenizer.chat_template:
-            raise CalibrationError(f"{self._folder}: the calibration data holds chats, but the tokenizer has no chat template; "
-                                   "give plain text instead")  # fmt: skip
+            raise CalibrationError(
+                f"{self._folder}: the calibration data holds chats, but the tokenizer has no chat template; "
+                "give plain text instead"
+            )
         return str(tokenizer.apply_chat_template(chat, tokenize=False))
 
     def _transformers(self) -> Any:

@@ -1,1 +1,1 @@
-"""Moving weights: what a run will write (plan), writing it so that nothing is lost (execute), and the last step (publish)."""
+"""Moving weights: what a run will write (plan), writing it so that nothing is lost (execute), publishing it."""

@@ -142,7 +142,9 @@ def _quantized_names(
     for stem in sorted(chosen & must):
         n, k = matrices[stem].expected.shape
         if k % GROUP:
-            problems.append(f"{stem} is [{n}, {k}]; {target.name} scales groups of {GROUP} inputs, and {k} is no multiple")
+            problems.append(
+                f"{stem} is [{n}, {k}]; {target.name} scales groups of {GROUP} inputs, and {k} is no multiple"
+            )
     raise_all(problems[:20], RecipeError, f"the recipe's targets do not fit {target.name}")
     return frozenset(matrices[stem].expected.name for stem in chosen & must)
 
@@ -216,4 +218,6 @@ def _count_roles(
         line[0] += 1
         line[1] += item.span_bytes
         line[2] += sum(spec.span_bytes for spec in outputs[name])
-    return tuple(RoleCount(role, n, size, new, before, after) for (role, before, after), (n, size, new) in sorted(counts.items()))
+    return tuple(
+        RoleCount(role, n, size, new, before, after) for (role, before, after), (n, size, new) in sorted(counts.items())
+    )

@@ -82,8 +82,10 @@ def _piece(rows: int, hidden: int, width: int, floats_per_row: int) -> int:
 def _attention_weights(d: Dimensions) -> int:
     query = d.heads * d.query_head
     q = d.q_lora * (d.hidden + query) if d.q_lora else query * d.hidden
-    return q + d.hidden * (d.kv_lora + d.rope_dims) + d.heads * (
-        d.kv_lora * (d.nope + d.value_head) + d.value_head * d.hidden
+    return (
+        q
+        + d.hidden * (d.kv_lora + d.rope_dims)
+        + d.heads * (d.kv_lora * (d.nope + d.value_head) + d.value_head * d.hidden)
     )
 
 
@@ -94,12 +96,13 @@ def check(needs: Needs, out: Path) -> None:
     problems = []
     if needs.disk > free:
         problems.append(
-            f"disk: the output takes {human(needs.disk)}, {place} has {human(free)} free; choose another -o or make room"
+            f"disk: the output takes {human(needs.disk)}, {place} has {human(free)} free; "
+            "choose another -o or make room"
         )
     if needs.peak - needs.resident > available:
         problems.append(
-            f"memory: the phase '{needs.peak_phase}' takes {human(needs.peak - needs.resident)}, {human(available)} are "
-            "available; lower calibration.tokens"
+            f"memory: the phase '{needs.peak_phase}' takes {human(needs.peak - needs.resident)}, "
+            f"{human(available)} are available; lower calibration.tokens"
         )
     raise_all(problems, ResourceError, "this machine is too small for the plan")
 

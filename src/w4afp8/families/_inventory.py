@@ -11,7 +11,6 @@ from w4afp8.errors import CheckpointError, FormatError, raise_all
 from w4afp8.families._spec import VECTOR_DTYPES, Dimensions, Expected, Family
 from w4afp8.formats._spec import WeightFormat
 
-
 MOST_MISSING = 100_000  # that many missing tensors are still named; a config that promises more is of another model
 
 

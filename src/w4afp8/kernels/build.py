@@ -104,10 +104,25 @@ def link(nvcc: Path, objects: Sequence[Path], target: Path, scratch: Path) -> No
     _run([str(nvcc), "-shared", "-Xcompiler", "-fPIC", *named, str(empty), "-o", str(stub)])
     lib = Path(torch.__file__).parent / "lib"
     fresh = target.with_suffix(f".{os.getpid()}.tmp")
-    _run([
-        str(nvcc), "-shared", "-cudart", "static", *map(str, objects), "-o", str(fresh), f"-L{scratch}", f"-L{lib}",
-        "-Xlinker", "--no-as-needed", "-ltorch_cuda", "-ltorch_cpu", "-Xlinker", "--allow-shlib-undefined",
-    ])
+    _run(
+        [
+            str(nvcc),
+            "-shared",
+            "-cudart",
+            "static",
+            *map(str, objects),
+            "-o",
+            str(fresh),
+            f"-L{scratch}",
+            f"-L{lib}",
+            "-Xlinker",
+            "--no-as-needed",
+            "-ltorch_cuda",
+            "-ltorch_cpu",
+            "-Xlinker",
+            "--allow-shlib-undefined",
+        ]
+    )
     fresh.replace(target)  # readers see the old library or the new one
 
 

@@ -51,8 +51,12 @@ def weight(w: Tensor, scale: Tensor, layout: str, name: str = "weight") -> Weigh
         experts, rows, cols = w.shape[0], w.shape[1], w.shape[2] * 2
         scales = [experts, rows, cols // GROUP_K]
     else:
-        require(w.ndim == 4 and w.shape[3] == TILE_BYTES, name, describe(w),
-                f"[E, N/{TILE_ROWS}, K/{TILE_COLS}, {TILE_BYTES}], as prepack returns it")
+        require(
+            w.ndim == 4 and w.shape[3] == TILE_BYTES,
+            name,
+            describe(w),
+            f"[E, N/{TILE_ROWS}, K/{TILE_COLS}, {TILE_BYTES}], as prepack returns it",
+        )
         experts, rows, cols = w.shape[0], w.shape[1] * TILE_ROWS, w.shape[2] * TILE_COLS
         scales = [experts, w.shape[1], w.shape[2], TILE_ROWS]
     require(cols % GROUP_K == 0 and cols > 0, name, f"K={cols}", f"a multiple of {GROUP_K}, the scale group")
@@ -70,27 +74,42 @@ def activations(x: Tensor, x_scale: Tensor, cols: int) -> None:
     require(x_scale.device == x.device, "x_scale", describe(x_scale), f"a tensor on {x.device}, where x is")
     tokens = x.shape[0]
     shapes: tuple[list[object], ...] = ([1], [tokens], [tokens, cols // GROUP_K])
-    require(list(x_scale.shape) in shapes, "x_scale", describe(x_scale),
-            f"[1], [{tokens}] or [{tokens}, {cols // GROUP_K}]")
+    require(
+        list(x_scale.shape) in shapes, "x_scale", describe(x_scale), f"[1], [{tokens}] or [{tokens}, {cols // GROUP_K}]"
+    )
 
 
 def offsets(expert_offsets: Tensor, experts: int, x: Tensor) -> None:
     """Check the type and the length of the expert offsets; their values only where that costs no wait (CPU)."""
-    require(expert_offsets.dtype in (torch.int32, torch.int64), "expert_offsets", describe(expert_offsets),
-            "int32 or int64")
-    require(list(expert_offsets.shape) == [experts + 1], "expert_offsets", describe(expert_offsets),
-            f"[{experts + 1}], one more than the weight's experts")
-    require(expert_offsets.is_contiguous(), "expert_offsets", f"strides {expert_offsets.stride()}",
-            "a contiguous tensor")
-    require(expert_offsets.device == x.device, "expert_offsets", describe(expert_offsets),
-            f"a tensor on {x.device}, where x is")
+    require(
+        expert_offsets.dtype in (torch.int32, torch.int64), "expert_offsets", describe(expert_offsets), "int32 or int64"
+    )
+    require(
+        list(expert_offsets.shape) == [experts + 1],
+        "expert_offsets",
+        describe(expert_offsets),
+        f"[{experts + 1}], one more than the weight's experts",
+    )
+    require(
+        expert_offsets.is_contiguous(), "expert_offsets", f"strides {expert_offsets.stride()}", "a contiguous tensor"
+    )
+    require(
+        expert_offsets.device == x.device,
+        "expert_offsets",
+        describe(expert_offsets),
+        f"a tensor on {x.device}, where x is",
+    )
 
 
 def offset_values(expert_offsets: Tensor, tokens: int) -> list[int]:
     """The offsets as a list, proven to start at 0, end at T and never fall.  Reads the tensor: CPU or debugging."""
     values: list[int] = expert_offsets.tolist()
-    require(values[0] == 0 and values[-1] == tokens, "expert_offsets", f"{values[0]} .. {values[-1]}",
-            f"0 .. {tokens}, the rows of x")
+    require(
+        values[0] == 0 and values[-1] == tokens,
+        "expert_offsets",
+        f"{values[0]} .. {values[-1]}",
+        f"0 .. {tokens}, the rows of x",
+    )
     for e, (a, b) in enumerate(pairwise(values)):
         require(a <= b, "expert_offsets", f"[{e}] = {a} and [{e + 1}] = {b}", "values that never fall")
     return values
@@ -120,10 +139,18 @@ def routing(x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> None:
     require(x.ndim == 2, "x", describe(x), "[T, H]")
     require(x.is_contiguous(), "x", f"strides {x.stride()}", "a contiguous tensor; call .contiguous()")
     require(topk_ids.dtype in (torch.int32, torch.int64), "topk_ids", describe(topk_ids), "int32 or int64")
-    require(topk_ids.ndim == 2 and topk_ids.shape[0] == x.shape[0], "topk_ids", describe(topk_ids),
-            f"[{x.shape[0]}, top_k], one row a token")
-    require(topk_weights.dtype == torch.float32 and topk_weights.shape == topk_ids.shape, "topk_weights",
-            describe(topk_weights), f"float32 {list(topk_ids.shape)}, as topk_ids")
+    require(
+        topk_ids.ndim == 2 and topk_ids.shape[0] == x.shape[0],
+        "topk_ids",
+        describe(topk_ids),
+        f"[{x.shape[0]}, top_k], one row a token",
+    )
+    require(
+        topk_weights.dtype == torch.float32 and topk_weights.shape == topk_ids.shape,
+        "topk_weights",
+        describe(topk_weights),
+        f"float32 {list(topk_ids.shape)}, as topk_ids",
+    )
     for name, t in (("topk_ids", topk_ids), ("topk_weights", topk_weights)):
         require(t.device == x.device, name, describe(t), f"a tensor on {x.device}, where x is")
 

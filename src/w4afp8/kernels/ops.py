@@ -50,7 +50,12 @@ def unprepack(weight: Tensor, weight_scale: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def grouped_gemm(
-    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, expert_offsets: Tensor, out_dtype: torch.dtype,
+    x: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    expert_offsets: Tensor,
+    out_dtype: torch.dtype,
     layout: str = "canonical",
 ) -> Tensor:
     """Rows offsets[e]..offsets[e+1] of x [T, K] times expert e's weight -> [T, N]."""
@@ -62,7 +67,12 @@ def grouped_gemm(
 
 
 def linear(
-    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, out_dtype: torch.dtype, layout: str = "canonical",
+    x: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    out_dtype: torch.dtype,
+    layout: str = "canonical",
 ) -> Tensor:
     """x [T, K] times one weight: canonical [N, K/2] or sm90 [N/64, K/128, 4096] -> [T, N]."""
     _check_linear(x, x_scale, weight, weight_scale, out_dtype, layout)
@@ -72,9 +82,20 @@ def linear(
 
 
 def fused_moe(
-    x: Tensor, topk_ids: Tensor, topk_weights: Tensor, w13: Tensor, w13_scale: Tensor, w2: Tensor, w2_scale: Tensor,
-    w13_input_scale: Tensor | None = None, w2_input_scale: Tensor | None = None, swiglu_limit: float | None = None,
-    swiglu_alpha: float = 1.0, swiglu_beta: float = 0.0, routed_scaling_factor: float = 1.0, expert_begin: int = 0,
+    x: Tensor,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    w13: Tensor,
+    w13_scale: Tensor,
+    w2: Tensor,
+    w2_scale: Tensor,
+    w13_input_scale: Tensor | None = None,
+    w2_input_scale: Tensor | None = None,
+    swiglu_limit: float | None = None,
+    swiglu_alpha: float = 1.0,
+    swiglu_beta: float = 0.0,
+    routed_scaling_factor: float = 1.0,
+    expert_begin: int = 0,
     layout: str = "canonical",
 ) -> Tensor:
     """The routed experts of one layer: x [T, H] -> [T, H].
@@ -85,13 +106,31 @@ def fused_moe(
     """
     _check_moe(x, topk_ids, topk_weights, w13, w13_scale, w2, w2_scale, w13_input_scale, w2_input_scale, layout)
     return reference.fused_moe(
-        x, topk_ids, topk_weights, w13, w13_scale, w2, w2_scale, w13_input_scale, w2_input_scale, swiglu_limit,
-        swiglu_alpha, swiglu_beta, routed_scaling_factor, expert_begin, layout,
+        x,
+        topk_ids,
+        topk_weights,
+        w13,
+        w13_scale,
+        w2,
+        w2_scale,
+        w13_input_scale,
+        w2_input_scale,
+        swiglu_limit,
+        swiglu_alpha,
+        swiglu_beta,
+        routed_scaling_factor,
+        expert_begin,
+        layout,
     )
 
 
 def _check_gemm(
-    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, expert_offsets: Tensor, out_dtype: torch.dtype,
+    x: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    expert_offsets: Tensor,
+    out_dtype: torch.dtype,
     layout: str,
 ) -> checks.WeightShape:
     shape = checks.weight(weight, weight_scale, layout)
@@ -114,14 +153,26 @@ def _check_linear(
 
 
 def _check_moe(
-    x: Tensor, topk_ids: Tensor, topk_weights: Tensor, w13: Tensor, w13_scale: Tensor, w2: Tensor, w2_scale: Tensor,
-    w13_input_scale: Tensor | None, w2_input_scale: Tensor | None, layout: str,
+    x: Tensor,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    w13: Tensor,
+    w13_scale: Tensor,
+    w2: Tensor,
+    w2_scale: Tensor,
+    w13_input_scale: Tensor | None,
+    w2_input_scale: Tensor | None,
+    layout: str,
 ) -> None:
     checks.routing(x, topk_ids, topk_weights)
     gate_up, down = checks.weight(w13, w13_scale, layout, "w13"), checks.weight(w2, w2_scale, layout, "w2")
     checks.require(gate_up.cols == x.shape[1], "w13", f"K={gate_up.cols}", f"{x.shape[1]}, the columns of x")
-    checks.require(down == (gate_up.experts, gate_up.cols, gate_up.rows // 2), "w2", list(down),
-                   f"[E, H, I] = [{gate_up.experts}, {gate_up.cols}, {gate_up.rows // 2}], as w13 {list(gate_up)} says")
+    checks.require(
+        down == (gate_up.experts, gate_up.cols, gate_up.rows // 2),
+        "w2",
+        list(down),
+        f"[E, H, I] = [{gate_up.experts}, {gate_up.cols}, {gate_up.rows // 2}], as w13 {list(gate_up)} says",
+    )
     for w, name in ((w13, "w13"), (w2, "w2")):
         checks.same_device(x, w, name)
     checks.static_scale(w13_input_scale, x, "w13_input_scale")
@@ -148,7 +199,12 @@ def _fake_unprepack(weight: Tensor, weight_scale: Tensor) -> tuple[Tensor, Tenso
 
 
 def _fake_grouped_gemm(
-    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, expert_offsets: Tensor, out_dtype: torch.dtype,
+    x: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    expert_offsets: Tensor,
+    out_dtype: torch.dtype,
     layout: str = "canonical",
 ) -> Tensor:
     shape = _check_gemm(x, x_scale, weight, weight_scale, expert_offsets, out_dtype, layout)
@@ -156,16 +212,32 @@ def _fake_grouped_gemm(
 
 
 def _fake_linear(
-    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, out_dtype: torch.dtype, layout: str = "canonical",
+    x: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    out_dtype: torch.dtype,
+    layout: str = "canonical",
 ) -> Tensor:
     shape = _check_linear(x, x_scale, weight, weight_scale, out_dtype, layout)
     return x.new_empty((x.shape[0], shape.rows), dtype=out_dtype)
 
 
 def _fake_fused_moe(
-    x: Tensor, topk_ids: Tensor, topk_weights: Tensor, w13: Tensor, w13_scale: Tensor, w2: Tensor, w2_scale: Tensor,
-    w13_input_scale: Tensor | None = None, w2_input_scale: Tensor | None = None, swiglu_limit: float | None = None,
-    swiglu_alpha: float = 1.0, swiglu_beta: float = 0.0, routed_scaling_factor: float = 1.0, expert_begin: int = 0,
+    x: Tensor,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    w13: Tensor,
+    w13_scale: Tensor,
+    w2: Tensor,
+    w2_scale: Tensor,
+    w13_input_scale: Tensor | None = None,
+    w2_input_scale: Tensor | None = None,
+    swiglu_limit: float | None = None,
+    swiglu_alpha: float = 1.0,
+    swiglu_beta: float = 0.0,
+    routed_scaling_factor: float = 1.0,
+    expert_begin: int = 0,
     layout: str = "canonical",
 ) -> Tensor:
     _check_moe(x, topk_ids, topk_weights, w13, w13_scale, w2, w2_scale, w13_input_scale, w2_input_scale, layout)
@@ -177,14 +249,25 @@ SCHEMAS: tuple[tuple[str, Callable[..., object], Callable[..., object]], ...] = 
     ("quantize_fp8(Tensor x, str mode, Tensor? scale=None) -> (Tensor, Tensor)", quantize_fp8, _fake_quantize_fp8),
     (f"prepack({WEIGHT}) -> (Tensor, Tensor)", prepack, _fake_prepack),
     (f"unprepack({WEIGHT}) -> (Tensor, Tensor)", unprepack, _fake_unprepack),
-    (f"grouped_gemm(Tensor x, Tensor x_scale, {WEIGHT}, Tensor expert_offsets, ScalarType out_dtype, "
-     'str layout="canonical") -> Tensor', grouped_gemm, _fake_grouped_gemm),
-    (f'linear(Tensor x, Tensor x_scale, {WEIGHT}, ScalarType out_dtype, str layout="canonical") -> Tensor',
-     linear, _fake_linear),
-    ("fused_moe(Tensor x, Tensor topk_ids, Tensor topk_weights, Tensor w13, Tensor w13_scale, Tensor w2, "
-     "Tensor w2_scale, Tensor? w13_input_scale=None, Tensor? w2_input_scale=None, float? swiglu_limit=None, "
-     "float swiglu_alpha=1.0, float swiglu_beta=0.0, float routed_scaling_factor=1.0, int expert_begin=0, "
-     'str layout="canonical") -> Tensor', fused_moe, _fake_fused_moe),
+    (
+        f"grouped_gemm(Tensor x, Tensor x_scale, {WEIGHT}, Tensor expert_offsets, ScalarType out_dtype, "
+        'str layout="canonical") -> Tensor',
+        grouped_gemm,
+        _fake_grouped_gemm,
+    ),
+    (
+        f'linear(Tensor x, Tensor x_scale, {WEIGHT}, ScalarType out_dtype, str layout="canonical") -> Tensor',
+        linear,
+        _fake_linear,
+    ),
+    (
+        "fused_moe(Tensor x, Tensor topk_ids, Tensor topk_weights, Tensor w13, Tensor w13_scale, Tensor w2, "
+        "Tensor w2_scale, Tensor? w13_input_scale=None, Tensor? w2_input_scale=None, float? swiglu_limit=None, "
+        "float swiglu_alpha=1.0, float swiglu_beta=0.0, float routed_scaling_factor=1.0, int expert_begin=0, "
+        'str layout="canonical") -> Tensor',
+        fused_moe,
+        _fake_fused_moe,
+    ),
 )
 
 for _schema, _run, _fake in SCHEMAS:

@@ -92,7 +92,12 @@ def dequantize(weight: Tensor, weight_scale: Tensor, layout: str) -> Tensor:
 
 
 def grouped_gemm(
-    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, offsets: list[int], out_dtype: torch.dtype,
+    x: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    offsets: list[int],
+    out_dtype: torch.dtype,
     layout: str,
 ) -> Tensor:
     """out[t, n] = x_scale * sum_k x[t, k] * code[e, n, k] * weight_scale[e, n, k/128] for t in expert e's rows.
@@ -146,9 +151,21 @@ def sort_by_expert(topk_ids: Tensor, expert_begin: int, experts: int) -> tuple[T
 
 
 def fused_moe(
-    x: Tensor, topk_ids: Tensor, topk_weights: Tensor, w13: Tensor, w13_scale: Tensor, w2: Tensor, w2_scale: Tensor,
-    w13_input_scale: Tensor | None, w2_input_scale: Tensor | None, swiglu_limit: float | None, swiglu_alpha: float,
-    swiglu_beta: float, routed_scaling_factor: float, expert_begin: int, layout: str,
+    x: Tensor,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    w13: Tensor,
+    w13_scale: Tensor,
+    w2: Tensor,
+    w2_scale: Tensor,
+    w13_input_scale: Tensor | None,
+    w2_input_scale: Tensor | None,
+    swiglu_limit: float | None,
+    swiglu_alpha: float,
+    swiglu_beta: float,
+    routed_scaling_factor: float,
+    expert_begin: int,
+    layout: str,
 ) -> Tensor:
     """The routed experts of one layer: quantize, gather, gate_up, SwiGLU, quantize, down, weighted sum.
 

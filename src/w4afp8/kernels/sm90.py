@@ -14,7 +14,12 @@ def serves(x: Tensor, layout: str) -> bool:
 
 
 def grouped_gemm(
-    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, offsets: Tensor | None, out_dtype: torch.dtype,
+    x: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    offsets: Tensor | None,
+    out_dtype: torch.dtype,
     schedule: schedules.Schedule | None = None,
 ) -> Tensor:
     """The grouped GEMM on the device; `schedule` overrides the choice, as tuning does."""
@@ -27,7 +32,5 @@ def grouped_gemm(
         tokens=len(x), experts=experts, rows=out.shape[1], cols=x.shape[1], group_scale=x_scale.ndim == 2
     )
     row = schedule or schedules.choose(problem)
-    torch.ops.w4afp8_sm90.grouped_gemm(
-        x, x_scale, weight, weight_scale, offsets, out, row.kernel, row.split_groups
-    )
+    torch.ops.w4afp8_sm90.grouped_gemm(x, x_scale, weight, weight_scale, offsets, out, row.kernel, row.split_groups)
     return out

@@ -11,8 +11,8 @@ from torch import Tensor
 
 def relative_frobenius(found: Tensor, expected: Tensor) -> float:
     """||found - expected|| / ||expected|| in float64; 0 when both are zero, infinity when only `expected` is."""
-    difference = torch.linalg.vector_norm((found.double() - expected.double()).flatten()).item()
-    size = torch.linalg.vector_norm(expected.double().flatten()).item()
+    difference = float(torch.linalg.vector_norm((found.double() - expected.double()).flatten()))
+    size = float(torch.linalg.vector_norm(expected.double().flatten()))
     if size == 0:
         return 0.0 if difference == 0 else float("inf")
     return difference / size

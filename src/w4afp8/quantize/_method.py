@@ -16,7 +16,6 @@ from torch import Tensor
 from w4afp8.families._spec import Dimensions
 from w4afp8.formats._spec import GroupWeight
 
-
 PRIOR_TOKENS = 4096  # of the whole layer that each expert may run to learn what its intermediate looks like
 
 

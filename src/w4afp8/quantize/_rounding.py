@@ -52,7 +52,8 @@ def _feedback_factor(gram_KK: Tensor) -> Tensor:
     """Upper U with G^-1 = U^T U: one Cholesky of the matrix read backwards, one triangular inverse."""
     backwards = torch.linalg.cholesky(gram_KK.flip(0, 1)).flip(0, 1)
     identity = torch.eye(len(gram_KK), device=gram_KK.device, dtype=gram_KK.dtype)
-    return torch.linalg.solve_triangular(backwards, identity, upper=True)
+    factor: Tensor = torch.linalg.solve_triangular(backwards, identity, upper=True)
+    return factor
 
 
 def descend(weight_NK: Tensor, gram_KK: Tensor, codes_NK: Tensor, scale_NG: Tensor, sweeps: int) -> Tensor:

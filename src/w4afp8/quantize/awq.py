@@ -87,7 +87,14 @@ class Awq(Method):
             "saves too little" if gain < self.options.min_gain else "moves the routing of too many tokens"
         )  # fmt: skip
         a, b = GRID[best]
-        evidence = {"kept": kept, "alpha": a, "beta": b, "gain": round(gain, 6), "routing_moves": moves, "reason": reason}
+        evidence = {
+            "kept": kept,
+            "alpha": a,
+            "beta": b,
+            "gain": round(gain, 6),
+            "routing_moves": moves,
+            "reason": reason,
+        }
         return Fold(candidates[best] if kept else torch.ones_like(view.norm_H), evidence)
 
     def quantize(self, weights: ExpertWeights, inputs: ExpertInputs) -> ExpertResult:

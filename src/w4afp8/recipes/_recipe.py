@@ -117,7 +117,7 @@ class Recipe(Strict):
     def chosen(self, modules: Iterable[str]) -> set[str]:
         """The modules (weight names without `.weight`) that `targets` take and `ignore` does not.
 
-        A pattern is an exact name or `re:` and a regular expression that must match the whole name, as in llm-compressor.
+        A pattern is an exact name, or `re:` and a regular expression that must match the whole name (llm-compressor).
         Raises: RecipeError naming every pattern that matches nothing.
         """
         known = list(modules)
@@ -127,7 +127,9 @@ class Recipe(Strict):
             for pattern in patterns:
                 matches = {name for name in known if matches_pattern(pattern, name)}
                 if not matches:
-                    unmatched.append(f"{'targets' if add else 'ignore'}: {pattern!r} matches none of {len(known)} matrices")
+                    unmatched.append(
+                        f"{'targets' if add else 'ignore'}: {pattern!r} matches none of {len(known)} matrices"
+                    )
                 taken = taken | matches if add else taken - matches
         raise_all(unmatched, RecipeError, "patterns of the recipe match nothing")
         return taken

@@ -67,8 +67,10 @@ def _layers(content: Json, wide: bool) -> Table:
         table.add_column(title, justify="right")
     for layer in content["layers"]:
         found = [expert["output_error"] for expert in layer["experts"] if expert["output_error"] is not None]
-        gemm = max(layer["gemm"].values(), default=None)
-        static = max((site["error"] for site in layer["activation"].values()), default=None)
+        gemm = max((error for error in layer["gemm"].values() if error is not None), default=None)
+        static = max(
+            (site["error"] for site in layer["activation"].values() if site["error"] is not None), default=None
+        )
         more = (_shown(gemm), "-" if static is None else percent(static)) if wide else ()
         name = f"{layer['layer']} MTP" if layer["mtp"] else str(layer["layer"])
         table.add_row(name, _shown(layer["output_error"]), _shown(max(found, default=None)), *more)

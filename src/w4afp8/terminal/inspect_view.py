@@ -39,18 +39,22 @@ def inspect_json(folder: Path, tensors: bool) -> dict[str, Any]:
             "experts_per_token": d.experts_per_token,
             "shards": len(reader.shards),
             "bytes": sum(spec.span_bytes for spec in reader.specs.values()),
-            "roles": [{"role": r, "format": f, "count": n, "bytes": sizes[r, f]} for (r, f), n in sorted(counts.items())],
+            "roles": [
+                {"role": r, "format": f, "count": n, "bytes": sizes[r, f]} for (r, f), n in sorted(counts.items())
+            ],
         }
         if tensors:
             found["tensors"] = [
-                {"name": s.name, "dtype": s.dtype, "shape": list(s.shape), "shard": s.shard} for s in reader.specs.values()
+                {"name": s.name, "dtype": s.dtype, "shape": list(s.shape), "shard": s.shard}
+                for s in reader.specs.values()
             ]
     return found
 
 
 def _activation_scales(family: Family, d: Dimensions, reader: CheckpointReader) -> dict[str, TensorSpec]:
     """The activation scales that the checkpoint's own quantization_config promises, if it is an output of ours."""
-    method = reader.config.get("quantization_config", {}).get("quant_method")
+    promised = reader.config.get("quantization_config")
+    method = promised.get("quant_method") if isinstance(promised, dict) else None
     for name in formats.targets():
         target = formats.target(name)
         if target.quantization_config(reader.config)["quant_method"] == method:

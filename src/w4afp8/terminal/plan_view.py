@@ -50,7 +50,7 @@ def show_plan(console: Console, plan: Plan, needs: Needs, tokens: int, seconds: 
     console.print(table)
     d = plan.dimensions
     lines = [
-        f"layers       {d.layers}, {d.dense_layers} of them dense; {d.experts} experts, {d.experts_per_token} per token",
+        f"layers       {d.layers}, {d.dense_layers} dense; {d.experts} experts, {d.experts_per_token} per token",
         f"mtp          {_mtp(plan)}",
         f"calibration  {tokens:,} tokens",
         f"disk         {human(needs.disk)} (hidden states between layers included)",

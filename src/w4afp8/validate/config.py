@@ -37,14 +37,19 @@ def read_record(folder: Path) -> dict[str, Any]:
     return read_json(folder / RECORD) if (folder / RECORD).exists() else {}
 
 
-def check_config(config: Mapping[str, Any], target: CheckpointFormat, source: Mapping[str, Any] | None) -> Check:
-    """The fields by which engines choose the format, and everything else as the source has it."""
+def check_config(
+    config: Mapping[str, Any], target: CheckpointFormat, source: Mapping[str, Any] | None, ours: bool = True
+) -> Check:
+    """The fields by which engines choose the format, and everything else as the source has it.
+
+    Another tool's directory (not `ours`) may leave out the fields that no engine reads, but must not contradict them.
+    """
     check = Check("config", "config.json says what the engine must hear, and otherwise what the source says")
     found = config.get("quantization_config")
     for key, value in target.quantization_config(config).items():
         check.examined += 1
         got = found.get(key) if isinstance(found, dict) else None
-        if got != value:
+        if got != value and (ours or got is not None or key == "quant_method"):
             check.blame(
                 f"{CONFIG} quantization_config.{key}", repr(got), repr(value), "the engine would load another format"
             )

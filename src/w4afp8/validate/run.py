@@ -79,9 +79,9 @@ class _Validation:
         source_config = self.source.config if self.source else None
         source_folder = self.source.reader.folder if self.source else None
         index, specs = structure.check_index(self.folder)
-        settings = configs.check_config(self.config, self.target, source_config)
+        settings = configs.check_config(self.config, self.target, source_config, bool(self.record))
         tensors, inventory = self._tensors(specs, settings)
-        own_files = {} if tensors.skipped else self.target.side_files(self.config)
+        own_files = self.target.side_files(self.config) if self.record and not tensors.skipped else {}
         files = configs.check_side_files(self.folder, own_files, source_folder)
         self.report.checks += [structure.check_finished(self.folder), index, tensors, settings, files]
         self.report.bytes_out = sum(spec.span_bytes for spec in specs.values())

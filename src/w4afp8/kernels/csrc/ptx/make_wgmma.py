@@ -55,8 +55,16 @@ def struct(n: int) -> str:
     outs = [f'"+f"(d[{i}])' for i in range(regs)]
     lines = [", ".join(outs[i : i + 8]) for i in range(0, regs, 8)]
     return BODY.format(
-        n=n, regs=regs, names=", ".join(f"%{i}" for i in range(regs)), outs=",\n          ".join(lines),
-        a0=regs, a1=regs + 1, a2=regs + 2, a3=regs + 3, b=regs + 4, flag=regs + 5,
+        n=n,
+        regs=regs,
+        names=", ".join(f"%{i}" for i in range(regs)),
+        outs=",\n          ".join(lines),
+        a0=regs,
+        a1=regs + 1,
+        a2=regs + 2,
+        a3=regs + 3,
+        b=regs + 4,
+        flag=regs + 5,
     )
 
 

@@ -51,6 +51,7 @@ struct Config {
   static constexpr int kLoaderRegisters = kConsumers > 3 ? 32 : 40;
   static constexpr int kConsumerRegisters = (kShare * (kConsumers + 1) - kLoaderRegisters) / kConsumers / 8 * 8;
   static constexpr int kBoxRows = kMaxTokens >= 96 ? kMaxTokens / 2 : kMaxTokens;  // of x per copy
+  static constexpr int kScaleBox = kMaxTokens + 4;  // scales of a tile that begins at any row, copied from a multiple of 4
 
   struct Smem {
     alignas(1024) uint8_t x[kStages][kStageGroups][kMaxTokens * kTileCols];          // e4m3, 128-byte swizzle
@@ -59,7 +60,7 @@ struct Config {
       uint8_t bytes[kConsumers * kStageGroups * kTileRows * 4];                      // bfloat16 or float, packed
     } scale[kStages];
     alignas(128) uint8_t out[kConsumers][kMaxTokens * kTileRows * 2];                // 16-bit results on their way
-    alignas(128) float x_scale[2][(kMaxTokens + 31) / 32 * 32];                      // of this tile and the next
+    alignas(128) float x_scale[2][(kScaleBox + 31) / 32 * 32];                       // of this tile and the next
     uint64_t full[kStages], empty[kStages];
     uint64_t scales_full[2], scales_empty[2];
     ExpertPlan plan;

@@ -47,9 +47,9 @@ __device__ void produce(const Arguments& args, typename C::Smem& smem) {
   while (walk.next(s)) {
     if (token_scales && s.owner) {
       ptx::barrier_wait(&smem.scales_empty[tile.stage], tile.phase ^ 1);
-      ptx::barrier_expect(&smem.scales_full[tile.stage], C::kMaxTokens * 4);
-      ptx::copy_box(smem.x_scale[tile.stage], &args.x_scale_map, s.first_row, &smem.scales_full[tile.stage],
-                    ptx::kEvictNormal);
+      ptx::barrier_expect(&smem.scales_full[tile.stage], C::kScaleBox * 4);
+      ptx::copy_box(smem.x_scale[tile.stage], &args.x_scale_map, s.first_row / 4 * 4, &smem.scales_full[tile.stage],
+                    ptx::kEvictNormal);  // copies begin at multiples of 16 bytes
       tile.advance();
     }
     const int first_block = s.row_tile * C::kConsumers;
@@ -117,14 +117,12 @@ __device__ __forceinline__ void load_packed(Packed& w, const Place& at, int stag
 }
 
 __device__ __forceinline__ void unpack_all(Weights& w, const Packed& from, bool scale_float) {
-  unpack(from.first.x, w.a[0], w.a[1]);
-  unpack(from.first.y, w.a[2], w.a[3]);
-  unpack(from.first.z, w.a[4], w.a[5]);
-  unpack(from.first.w, w.a[6], w.a[7]);
-  unpack(from.second.x, w.a[8], w.a[9]);
-  unpack(from.second.y, w.a[10], w.a[11]);
-  unpack(from.second.z, w.a[12], w.a[13]);
-  unpack(from.second.w, w.a[14], w.a[15]);
+  const uint32_t first[4] = {uint32_t(from.first.x), uint32_t(from.first.y), uint32_t(from.first.z),
+                             uint32_t(from.first.w)};
+  const uint32_t second[4] = {uint32_t(from.second.x), uint32_t(from.second.y), uint32_t(from.second.z),
+                              uint32_t(from.second.w)};
+  unpack(first, w.a);
+  unpack(second, w.a + 8);
   w.scale_upper = __uint_as_float(scale_float ? from.scale[0] : from.scale[0] << 16);
   w.scale_lower = __uint_as_float(scale_float ? from.scale[1] : from.scale[0] & 0xffff0000u);
 }
@@ -260,9 +258,9 @@ __device__ __forceinline__ void consume(const Arguments& args, typename C::Smem&
     for (int j = 0; j < kTokens / 8; ++j) scale[j] = {all, all};
   } else {
     ptx::barrier_wait(&smem.scales_full[tile.stage], tile.phase);
-    const float2* shared = reinterpret_cast<const float2*>(smem.x_scale[tile.stage]) + at.thread % 4;
+    const float* shared = smem.x_scale[tile.stage] + s.first_row % 4 + 2 * (at.thread % 4);
 #pragma unroll
-    for (int j = 0; j < kTokens / 8; ++j) scale[j] = {kCodeUnit * shared[4 * j].x, kCodeUnit * shared[4 * j].y};
+    for (int j = 0; j < kTokens / 8; ++j) scale[j] = {kCodeUnit * shared[8 * j], kCodeUnit * shared[8 * j + 1]};
     if (at.thread % 32 == 0) ptx::barrier_arrive(&smem.scales_empty[tile.stage]);
     tile.advance();
   }

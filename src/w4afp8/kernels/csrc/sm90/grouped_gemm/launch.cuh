@@ -50,7 +50,7 @@ const char* describe_all(Arguments& args) {
                     p.weight_scale_float ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
                     3, {groups * kTileRows, blocks, experts}, {row, blocks * row},
                     {kTileRows * C::kStageGroups, C::kConsumers, 1}, CU_TENSOR_MAP_SWIZZLE_NONE};
-  const Array x_scale{p.x_scale, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 1, {tokens}, {}, {C::kMaxTokens},
+  const Array x_scale{p.x_scale, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 1, {tokens}, {}, {C::kScaleBox},
                       CU_TENSOR_MAP_SWIZZLE_NONE};
   const char* wrong = describe(&args.x_map, x);
   if (wrong == nullptr && p.x_scale_stride == 1 && !C::kGroupScale) wrong = describe(&args.x_scale_map, x_scale);
