@@ -7,38 +7,49 @@ from pathlib import Path
 import click
 
 from w4afp8.commands._shared import ERR, JSON_FLAG, MODEL_HELP, OUT, print_json
-from w4afp8.errors import ValidationError
+from w4afp8.errors import RecipeError, ValidationError
 
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--against", help="The source: " + MODEL_HELP)
-@click.option("--sample", type=click.IntRange(1), help="Compare only so many experts per layer.")
-@click.option("--report/--no-report", default=True, help="Write report.json and report.html into FOLDER/w4afp8.")
+@click.option("--quick", is_flag=True, help="Structure, values and 4 experts per layer: a look, not a proof.")
+@click.option("--sample", type=click.IntRange(1), help="Compare only so many experts per layer: a look, not a proof.")
+@click.option("--report/--no-report", default=True,
+              help="Write validation.json, report.json and report.html into FOLDER/w4afp8.")  # fmt: skip
 @JSON_FLAG
-def validate(folder: Path, against: str | None, sample: int | None, report: bool, as_json: bool) -> None:
-    """Prove a checkpoint: structure, values, outputs beside the source, and the grouped GEMM itself."""
+def validate(folder: Path, against: str | None, quick: bool, sample: int | None, report: bool, as_json: bool) -> None:
+    """Prove a checkpoint: structure, values, outputs beside the source, and the grouped GEMM itself.
+
+    The verdict is kept with the digest of every file and tensor; `push` asks for it.
+    """
     from w4afp8 import hub
     from w4afp8 import report as reports
-    from w4afp8.checkpoint.atomic import write_json
     from w4afp8.convert import resources
-    from w4afp8.record import RECORD_FOLDER
     from w4afp8.terminal.steps import Steps
+    from w4afp8.validate import gate
     from w4afp8.validate import validate as prove
+    from w4afp8.validate.origin import origin_of
+    from w4afp8.validate.seal import take_seal
 
+    if quick and sample:
+        raise RecipeError("--quick and --sample: both say how many experts are compared; give one")
     resources.return_freed_memory()
     source = hub.find_model(against) if against else None
+    kept = True
     with Steps(ERR, quiet=as_json) as steps:
-        result = prove(folder, source, on_progress=steps, sample=sample)
+        seal = take_seal(folder, steps) if report and folder.is_dir() else None
+        result = prove(folder, source, on_progress=steps, sample=gate.QUICK_SAMPLE if quick else sample)
     paths: tuple[Path, ...] = ()
-    if report:
-        (folder / RECORD_FOLDER).mkdir(exist_ok=True)
-        write_json(folder / RECORD_FOLDER / "validation.json", result.to_json())
-        paths = reports.write(folder, validation=result)
+    if seal is not None:
+        kept = gate.write_verdict(folder, result, seal, origin_of(source) if source else None)
+        paths = reports.write(folder, validation=result if kept else None)
     if as_json:
         print_json(result.to_json())
     else:
         reports.render_validation(OUT, result)
+        if not kept:
+            OUT.print("the proof of these very bytes is kept: a sample does not replace it")
         for path in paths:
             OUT.print(f"wrote {path}", markup=False, soft_wrap=True)
     if not result.passed:

@@ -130,7 +130,7 @@ def gather(folder: Path, validation: Said | None, evaluation: Said | Sequence[Sa
         name=folder.resolve().name,
         config=read_json(folder / CONFIG) if (folder / CONFIG).exists() else {},
         record=read_json(own / "record.json") if (own / "record.json").exists() else {},
-        validation=None if validation is None else plain(validation),
+        validation=None if validation is None else {k: v for k, v in plain(validation).items() if k != "seal"},
         evaluations=[item for item in map(plain, listed) if all(name in item for name in EVALUATION_FIELDS)],
         events=_events(own / "run.jsonl"),
     )

@@ -17,7 +17,8 @@ from w4afp8.validate.findings import Check
 OWN_FOLDER = "w4afp8"  # recipe, record and recorded inputs of the run that made the directory
 RECORD = f"{OWN_FOLDER}/record.json"
 CHANGED_KEYS = ("quantization_config", "num_nextn_predict_layers")  # what a conversion may change in config.json
-NOT_COPIED = (CONFIG, INDEX, SINGLE, "hf_quant_config.json", "quant_cfg.json")
+# README.md: a card describes one checkpoint, and no engine reads it; `w4afp8 card` writes the output's own.
+NOT_COPIED = (CONFIG, INDEX, SINGLE, "hf_quant_config.json", "quant_cfg.json", "README.md")
 WEIGHT_FILES = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|gguf|h5|msgpack|onnx)$")
 
 

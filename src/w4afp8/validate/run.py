@@ -14,11 +14,12 @@ from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.errors import CheckpointError, W4AFP8Error
 from w4afp8.families._inventory import Item
 from w4afp8.validate import config as configs
-from w4afp8.validate import structure
+from w4afp8.validate import structure, written
 from w4afp8.validate.carried import check_carried, new_checks, routing_moved
 from w4afp8.validate.experts import ExpertChecks
 from w4afp8.validate.findings import Check, LayerNumbers, Progress, ValidationReport, silent
 from w4afp8.validate.gemm import GemmChecks
+from w4afp8.validate.origin import origin_of
 from w4afp8.validate.sides import RecordedInputs, Side, chosen_experts, norm_fold
 from w4afp8.validate.values import ValueChecks
 
@@ -56,7 +57,7 @@ class _Validation:
         self.record = configs.read_record(folder)
         self.config, self.unreadable = configs.read_config(folder)
         self.target = configs.target_of(self.config, self.record)
-        name = source.reader.folder.resolve().name if source else None
+        name = origin_of(source.reader.folder)["name"] if source else None
         self.report = ValidationReport(__version__, folder.resolve().name, name, self.target.name, sample)
 
     def run(self, began: float) -> ValidationReport:
@@ -83,7 +84,8 @@ class _Validation:
         tensors, inventory = self._tensors(specs, settings)
         own_files = self.target.side_files(self.config) if self.record and not tensors.skipped else {}
         files = configs.check_side_files(self.folder, own_files, source_folder)
-        self.report.checks += [structure.check_finished(self.folder), index, tensors, settings, files]
+        form = written.check_written(self.folder, sorted(own_files), specs, self.record)
+        self.report.checks += [structure.check_finished(self.folder), index, tensors, settings, files, form]
         self.report.bytes_out = sum(spec.span_bytes for spec in specs.values())
         if self.source is not None:
             self.report.bytes_source = sum(spec.span_bytes for spec in self.source.reader.specs.values())

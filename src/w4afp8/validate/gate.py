@@ -1,0 +1,167 @@
+"""May these bytes be published?  The verdict of a validation, kept beside them and compared with them.
+
+unvalidated   no validation, or one that did not test everything
+failed        a validation found what is wrong
+stale         a byte changed after the validation
+proven        every promise was tested on these very bytes, and holds
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from w4afp8.checkpoint import atomic
+from w4afp8.checkpoint.reader import read_json
+from w4afp8.errors import CheckpointError, ValidationError
+from w4afp8.validate import carried, experts, gemm, values
+from w4afp8.validate.findings import ValidationReport
+from w4afp8.validate.seal import VALIDATION, FileSeal, Seal, read_seal, seal_file, sealed_files
+
+QUICK_SAMPLE = 4  # experts per layer
+MOST_NAMED = 10  # changed files that a message lists
+CHECKSUM = "checksum"  # of validation.json's other fields
+AGAIN = "run `w4afp8 validate DIR --against SOURCE` again"
+
+THRESHOLDS: Mapping[str, float] = {
+    "expert_output_error": experts.OUTPUT_ERROR,
+    "expert_weight_error": experts.WEIGHT_ERROR,
+    "scale_misfit": experts.SCALE_MISFIT,
+    "nearest_code_steps": experts.MOST_STEPS,
+    "router_fold_error": carried.ROUTER_FOLD_ERROR,
+    "shared_fold_error": carried.SHARED_FOLD_ERROR,
+    "routing_moved": carried.ROUTING_MOVED,
+    "gemm_error": gemm.GEMM_ERROR,
+    "static_activation_error": gemm.STATIC_ERROR,
+    "static_activations_clipped": gemm.CLIPPED,
+    "fewest_codes": values.FEWEST_CODES,
+    "largest_mean_code": values.LARGEST_MEAN_CODE,
+}
+
+
+class State(StrEnum):
+    """What is known of a directory."""
+
+    UNVALIDATED = "unvalidated"
+    FAILED = "failed"
+    STALE = "stale"
+    PROVEN = "proven"
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """The state, why it is that one, and the files' digests where they are known to hold."""
+
+    state: State
+    why: tuple[str, ...]
+    files: Mapping[str, FileSeal]
+
+    def __str__(self) -> str:
+        named = "; ".join(self.why[:MOST_NAMED])
+        more = len(self.why) - MOST_NAMED
+        return f"{self.state}: {named}" + (f"; and {more} more" if more > 0 else "")
+
+
+def write_verdict(folder: Path, report: ValidationReport, seal: Seal, source: Mapping[str, Any] | None = None) -> bool:
+    """Write validation.json about the bytes of `seal`, which were read before the report was made.
+
+    False when a better verdict about the same bytes is there already and is kept: a sample never replaces a proof.
+    Raises: ValidationError when a file changed while it was being validated.
+    """
+    changed = list(_changed(folder, seal, deep=False))
+    if changed:
+        raise ValidationError(f"{folder}: changed while it was being validated: {'; '.join(changed[:MOST_NAMED])}")
+    if report.passed and not report.proven and _is_proof_of(folder, seal):
+        return False
+    content = {
+        **report.to_json(),
+        "mode": "full" if report.sample is None else "quick",
+        "source": dict(source) if source else None,
+        "thresholds": dict(THRESHOLDS),
+        "seal": seal.to_json(),
+    }
+    path = folder / VALIDATION
+    path.parent.mkdir(exist_ok=True)
+    atomic.write_json(path, {CHECKSUM: _checksum(content), **content})
+    return True
+
+
+def state(folder: Path, *, deep: bool = False, on_progress: Callable[[str, int, int], None] | None = None) -> Gate:
+    """What is known of `folder`.
+
+    A file whose size and time are those of the validation counts as unchanged, any other is read; `deep` reads all.
+    """
+    path = folder / VALIDATION
+    if not path.is_file():
+        return Gate(State.UNVALIDATED, (f"no {VALIDATION}; run `w4afp8 validate DIR --against SOURCE`",), {})
+    try:
+        content = read_json(path)
+        if content.pop(CHECKSUM, None) != _checksum(content):
+            return Gate(State.STALE, (f"{VALIDATION} itself was changed; {AGAIN}",), {})
+        seal = read_seal(content.get("seal"))
+    except CheckpointError as error:
+        return Gate(State.STALE, (f"{error}; {AGAIN}",), {})
+    changed = tuple(_changed(folder, seal, deep, on_progress))
+    if changed:
+        return Gate(State.STALE, changed, {})
+    if not content.get("passed"):
+        return Gate(State.FAILED, tuple(_broken(content)), seal.files)
+    if not content.get("proven"):
+        return Gate(State.UNVALIDATED, tuple(_untested(content)), seal.files)
+    return Gate(State.PROVEN, (f"every check holds beside {content.get('against')}",), seal.files)
+
+
+def _changed(
+    folder: Path, seal: Seal, deep: bool, on_progress: Callable[[str, int, int], None] | None = None
+) -> Iterator[str]:
+    """Each difference between the directory and the seal, in words; sizes before contents."""
+    here = sealed_files(folder)
+    for name in seal.files.keys() - here.keys():
+        yield f"{name} is gone"
+    for name in here.keys() - seal.files.keys():
+        yield f"{name} was not there"
+    both = sorted(here.keys() & seal.files.keys())
+    resized = [name for name in both if here[name].stat().st_size != seal.files[name].bytes]
+    for name in resized:
+        yield f"{name} has {here[name].stat().st_size} bytes, had {seal.files[name].bytes}"
+    for done, name in enumerate(both):
+        if on_progress:
+            on_progress("digests", done, len(both))
+        if name in resized or (not deep and here[name].stat().st_mtime_ns == seal.files[name].mtime_ns):
+            continue
+        if seal_file(here[name])[0].sha256 != seal.files[name].sha256:
+            yield f"{name} has other bytes"
+
+
+def _is_proof_of(folder: Path, seal: Seal) -> bool:
+    try:
+        content = read_json(folder / VALIDATION)
+        whole = content.pop(CHECKSUM, None) == _checksum(content)
+        return whole and bool(content.get("proven")) and read_seal(content.get("seal")).same_bytes(seal)
+    except CheckpointError:
+        return False
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _broken(content: Mapping[str, Any]) -> Iterator[str]:
+    for check in content.get("checks", []):
+        count = len(check.get("problems", [])) + check.get("more", 0)
+        if count:
+            first = check["problems"][0]
+            yield f"{check['name']}: {count} problems, first {first['who']}: found {first['found']}"
+
+
+def _untested(content: Mapping[str, Any]) -> Iterator[str]:
+    if content.get("sample") is not None:
+        yield f"only {content['sample']} experts per layer were compared; {AGAIN} without --quick or --sample"
+    for check in content.get("checks", []):
+        if check.get("skipped"):
+            yield f"{check['name']} was not tested: {check['skipped']}"

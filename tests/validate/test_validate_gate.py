@@ -1,0 +1,193 @@
+"""The gate: what may be published, what makes a proof stale, and every byte that is watched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from w4afp8 import pipeline
+from w4afp8.errors import ValidationError
+from w4afp8.recipes._load import build
+from w4afp8.synthetic import write_checkpoint
+from w4afp8.validate import gate, validate
+from w4afp8.validate.gate import State
+from w4afp8.validate.origin import origin_of
+from w4afp8.validate.seal import take_seal
+
+RECIPE = {
+    "method": {"name": "rtn"}, "calibration": {"tokens": 256, "sequence": 64}, "output": {"shard_gb": 0.0005},
+}  # fmt: skip
+WATCHED = {
+    "weights": ("model-0*.safetensors", 120),
+    "act_scales": ("act_scales.safetensors", 20),
+    "index": ("model.safetensors.index.json", 20),
+    "config": ("*config.json", 20),
+    "tokenizer": ("tokenizer*", 20),
+}  # files and trials
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory, miniature: Path) -> tuple[Path, Path]:
+    """A synthetic source of one dense and one MoE layer, and what the program made of it; read only."""
+    home = tmp_path_factory.mktemp("gate")
+    config = json.loads((miniature / "config.json").read_text()) | {
+        "hidden_size": 128, "intermediate_size": 128, "moe_intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "n_routed_experts": 4, "num_experts_per_tok": 2,
+        "n_group": 2, "topk_group": 2, "q_lora_rank": 32, "kv_lora_rank": 32, "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 16, "v_head_dim": 16, "head_dim": 8, "qk_head_dim": 24, "num_nextn_predict_layers": 0,
+    }  # fmt: skip
+    write_checkpoint(home / "source", config, seed=3, shard_gb=0.0005, tokenizer_from=miniature)
+    pipeline.run(pipeline.prepare(home / "source", build(RECIPE, "a test's recipe"), home / "out"))
+    return home / "source", home / "out"
+
+
+@pytest.fixture
+def proven(pair: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """A copy, proven."""
+    source, out = pair[0], Path(shutil.copytree(pair[1], tmp_path / "out"))
+    seal = take_seal(out)
+    assert gate.write_verdict(out, validate(out, source), seal, origin_of(source))
+    return source, out
+
+
+def test_the_life_of_a_verdict(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    source, out = pair[0], Path(shutil.copytree(pair[1], tmp_path / "out"))
+    assert gate.state(out).state is State.UNVALIDATED
+    seal = take_seal(out)
+    gate.write_verdict(out, validate(out, source, sample=1), seal)
+    found = gate.state(out)
+    assert found.state is State.UNVALIDATED and "only 1 experts per layer" in str(found)
+    gate.write_verdict(out, validate(out), seal)
+    found = gate.state(out)
+    assert found.state is State.UNVALIDATED and "no source given" in str(found)
+    gate.write_verdict(out, validate(out, source), seal)
+    assert gate.state(out).state is gate.state(out, deep=True).state is State.PROVEN
+    assert not gate.write_verdict(out, validate(out, source, sample=1), seal), "a sample replaced a proof"
+    assert gate.state(out).state is State.PROVEN
+
+
+def test_the_verdict_holds_every_digest(proven: tuple[Path, Path]) -> None:
+    _, out = proven
+    content = json.loads((out / "w4afp8/validation.json").read_text())
+    assert content["mode"] == "full" and content["proven"] and content["source"]["name"] == "source"
+    assert content["tool_version"] and set(content["thresholds"]) == set(gate.THRESHOLDS)
+    for name in ("config.json", "model.safetensors.index.json", "tokenizer.json", "act_scales.safetensors",
+                 "w4afp8/record.json"):  # fmt: skip
+        assert content["seal"]["files"][name]["sha256"] == hashlib.sha256((out / name).read_bytes()).hexdigest()
+    index = json.loads((out / "model.safetensors.index.json").read_text())["weight_map"]
+    assert content["seal"]["tensors"].keys() == index.keys()
+    recorded = json.loads((out / "w4afp8/record.json").read_text())["digests"]
+    assert recorded.items() <= content["seal"]["tensors"].items()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "act_scales.safetensors", "w4afp8/recipe.yaml"])
+def test_a_changed_byte_is_named(proven: tuple[Path, Path], name: str) -> None:
+    _, out = proven
+    content = bytearray((out / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (out / name).write_bytes(content)
+    found = gate.state(out)
+    assert found.state is State.STALE and found.why == (f"{name} has other bytes",)
+
+
+def test_only_a_deep_look_sees_a_change_behind_an_old_date(proven: tuple[Path, Path]) -> None:
+    _, out = proven
+    path = out / "act_scales.safetensors"
+    was, content = path.stat(), bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert gate.state(out).state is State.PROVEN
+    assert gate.state(out, deep=True).state is State.STALE
+
+
+def test_files_that_come_go_or_grow_are_named_and_a_touch_is_no_change(proven: tuple[Path, Path]) -> None:
+    _, out = proven
+    (out / "config.json").touch()
+    (out / "README.md").write_text("a card may come later")
+    (out / "w4afp8/evaluation.json").write_text("[]")
+    assert gate.state(out).state is State.PROVEN
+    (out / "tokenizer_config.json").unlink()
+    (out / "new.py").write_text("pass")
+    with (out / "tokenizer.json").open("a") as file:
+        file.write(" ")
+    said = str(gate.state(out))
+    for word in ("tokenizer_config.json is gone", "new.py was not there", "tokenizer.json has "):
+        assert word in said
+
+
+def test_a_verdict_that_was_edited_is_stale(proven: tuple[Path, Path]) -> None:
+    _, out = proven
+    path = out / "w4afp8/validation.json"
+    path.write_text(path.read_text().replace('"sample": null', '"sample": 3'))
+    assert gate.state(out).state is State.STALE
+    path.write_text("{")
+    assert gate.state(out).state is State.STALE
+
+
+def test_a_failure_is_kept_and_named(proven: tuple[Path, Path]) -> None:
+    source, out = proven
+    path = out / "act_scales.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 0x40
+    path.write_bytes(content)
+    seal = take_seal(out)
+    gate.write_verdict(out, validate(out, source, sample=1), seal)
+    found = gate.state(out)
+    assert found.state is State.FAILED and "input scales" in str(found)
+
+
+def test_a_change_during_a_validation_is_refused(proven: tuple[Path, Path]) -> None:
+    source, out = proven
+    seal, report = take_seal(out), validate(out, source)
+    (out / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(ValidationError, match="changed while it was being validated: tokenizer_config"):
+        gate.write_verdict(out, report, seal)
+
+
+def test_a_snapshot_of_the_hubs_cache_is_named_after_its_repository(tmp_path: Path) -> None:
+    folder = tmp_path / "models--org--some-name/snapshots/abc123"
+    folder.mkdir(parents=True)
+    assert origin_of(folder) == {"name": "org/some-name", "hub_id": "org/some-name", "revision": "abc123"}
+    assert origin_of(tmp_path) == {"name": tmp_path.name, "hub_id": None, "revision": None}
+
+
+@pytest.mark.parametrize("kind", WATCHED)
+def test_every_flipped_byte_is_caught(pair: tuple[Path, Path], tmp_path: Path, kind: str) -> None:
+    """200 trials in all: one byte, anywhere in the file, changed to any other value."""
+    source, out = pair[0], Path(shutil.copytree(pair[1], tmp_path / "out"))
+    pattern, trials = WATCHED[kind]
+    chance = random.Random(kind)
+    files = sorted(out.glob(pattern))
+    missed = []
+    for _ in range(trials):
+        path = chance.choices(files, [file.stat().st_size for file in files])[0]
+        whole = path.read_bytes()
+        at, flip = chance.randrange(len(whole)), chance.randrange(1, 256)
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ flip]) + whole[at + 1 :])
+        if validate(out, source, sample=1).passed:
+            missed.append((path.name, at, flip))
+        path.write_bytes(whole)
+    assert not missed
+    assert validate(out, source, sample=1).passed
+
+
+def test_a_blank_that_became_a_tab_is_caught_without_a_source(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    out = Path(shutil.copytree(pair[1], tmp_path / "out"))
+    for name in ("config.json", "model.safetensors.index.json", "hf_quant_config.json", "w4afp8/record.json"):
+        whole = (out / name).read_bytes()
+        (out / name).write_bytes(whole.replace(b"  ", b" \t", 1))
+        failed = [check.name for check in validate(out, sample=1).checks if check.failed]
+        assert failed == ["written form"], name
+        (out / name).write_bytes(whole)
+    shard = next(out.glob("model-0*.safetensors"))
+    whole = shard.read_bytes()
+    for old, new in ((b'"pt"', b'"tp"'), (b'"format"', b'"fourth"')):
+        shard.write_bytes(whole.replace(old, new, 1))
+        assert not validate(out, sample=1).passed
