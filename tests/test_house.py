@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("formats", "families", "recipes"),
     ("calibration", "kernels", "model"),
     ("quantize",),
-    ("convert", "validate", "evaluate", "report"),
+    ("convert", "validate", "evaluate", "report", "card"),
     ("hub", "record", "pipeline", "probe", "synthetic"),
     ("terminal",),
     ("commands", "cli"),

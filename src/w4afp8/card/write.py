@@ -1,0 +1,168 @@
+"""README.md of a quantized directory, from its record, its validation and its evaluations."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from w4afp8._version import __version__
+from w4afp8.card import engines, source
+from w4afp8.checkpoint import atomic
+from w4afp8.checkpoint.reader import read_json
+from w4afp8.errors import CheckpointError, RecipeError
+from w4afp8.report.facts import FOLDER, Facts, gather
+from w4afp8.report.scales import number, percent, size
+from w4afp8.report.summary import plural, reproduce
+from w4afp8.validate import gate
+from w4afp8.validate.seal import CARD, VALIDATION, FileSeal
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+TEMPLATE = "card.md.jinja"
+MTP = {"quantize": "kept, its experts in int4", "native": "kept as the source has it", "drop": "dropped"}
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What was written, and what could not be said."""
+
+    path: Path
+    base_model: str | None
+    licence: str | None
+    state: str
+    source_card_kept: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path), "base_model": self.base_model, "license": self.licence, "state": self.state,
+            "source_card_kept": self.source_card_kept,
+        }  # fmt: skip
+
+
+def write(folder: Path, *, base_model: str | None = None, model: str | None = None, forced: str | None = None) -> Card:
+    """Write README.md.  `model` is the name that serve commands use; `forced` why an unproven one is published.
+
+    `base_model` stays what an earlier card of ours said, or the Hub id that the validation compared with.
+    Raises: CheckpointError when there is no record to take facts from.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such directory; give the directory of a quantized checkpoint")
+    if base_model is not None and not HUB_ID.fullmatch(base_model):
+        raise RecipeError(f"--base-model {base_model}: expected ORG/NAME, as the Hub names it")
+    facts = gather(folder, None, None)
+    if not facts.record:
+        raise CheckpointError(f"{folder}: found no {FOLDER}/record.json; a card is made of what the run recorded")
+    old = folder / CARD
+    said_before = source.front_matter(old).get("base_model") if old.is_file() and source.is_ours(old) else None
+    kept = source.move_source_card(folder)
+    verdict = gate.state(folder)
+    base = base_model or said_before or _compared_with(folder, verdict.state)
+    licence = source.licence_of(folder)
+    text = _render(
+        facts, licence=licence, base_model=base, kept=kept, verdict=verdict, forced=forced, model=model or facts.name,
+        metadata=metadata(facts, base, licence.name, source.carried_metadata(folder)),
+    )  # fmt: skip
+    atomic.write_bytes(folder / CARD, text.encode())
+    return Card(folder / CARD, base, licence.name, verdict.state.value, kept)
+
+
+def metadata(facts: Facts, base: str | None, licence: str | None, carried: Mapping[str, Any]) -> dict[str, Any]:
+    """The card's YAML head, in the Hub's own vocabulary."""
+    names = facts.config.get("architectures")
+    causal = any(str(name).endswith("ForCausalLM") for name in names) if isinstance(names, list) else False
+    words = [engine.split()[0].lower() for engine in engines.read_by(_format(facts))]
+    head: dict[str, Any] = {"license": licence or "unknown"}
+    head |= {"pipeline_tag": "text-generation"} if causal else {}
+    head |= {key: value for key, value in carried.items() if key != "license"}
+    head |= {"base_model": base, "base_model_relation": "quantized"} if base else {}
+    return head | {"tags": ["w4afp8", "int4", "fp8", "moe", *words]}
+
+
+def _render(facts: Facts, *, metadata: Mapping[str, Any], verdict: gate.Gate, model: str, **more: Any) -> str:
+    environment = Environment(
+        loader=PackageLoader("w4afp8.card", "."),
+        autoescape=False,  # Markdown, not HTML; the Hub cleans what it shows
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    recipe = facts.record.get("recipe") or {}
+    readers = engines.read_by(_format(facts))
+    return environment.get_template(TEMPLATE).render(
+        head=yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True),
+        facts=facts,
+        format=_format(facts),
+        verdict=verdict,
+        classes=_classes(facts),
+        readers=readers,
+        serve=engines.commands(readers, model),
+        calibration=_calibration(facts, recipe),
+        headroom=(recipe.get("activations") or {}).get("headroom"),
+        mtp=_mtp(facts),
+        files=_sums(verdict.files),
+        reproduce=reproduce(facts),
+        tool=facts.record.get("tool") or {},
+        version=__version__,
+        marker=source.OURS,
+        size=size, number=number, percent=percent, plural=plural,
+        **more,
+    )  # fmt: skip
+
+
+def _format(facts: Facts) -> str | None:
+    found = facts.record.get("format")
+    return found if isinstance(found, str) else None
+
+
+def _classes(facts: Facts) -> list[dict[str, Any]]:
+    rows = []
+    for role, row in facts.roles.items():
+        stored = str(row.get("format") or "")
+        quantized = row.get("bytes_in") != row.get("bytes_out")
+        exact = facts.record.get("bits_per_weight")
+        shown = f"{exact:g} with scales" if quantized and isinstance(exact, int | float) else engines.bits(stored)
+        rows.append(
+            {"role": role, "format": stored or "unknown", "bits": shown, "quantized": quantized,
+             "before": size(row.get("bytes_in")), "after": size(row.get("bytes_out"))}
+        )  # fmt: skip
+    return sorted(rows, key=lambda row: not row["quantized"])
+
+
+def _calibration(facts: Facts, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Data by name only: where a file stood on somebody's disk is nobody's business."""
+    asked = recipe.get("calibration") or {}
+    local = [Path(name).name if Path(name).is_absolute() or name.startswith((".", "~")) else name
+             for name in map(str, asked.get("data") or [])]  # fmt: skip
+    return {**asked, **(facts.record.get("calibration") or {}), "data": local, "coverage": facts.coverage}
+
+
+def _mtp(facts: Facts) -> str:
+    layers = facts.record.get("mtp_layers")
+    if layers == 0:
+        return "the source has none"
+    state = facts.record.get("mtp")
+    known = MTP.get(state, "unknown") if isinstance(state, str) else "unknown"
+    return f"{known} ({plural(layers, 'layer')})" if isinstance(layers, int) else known
+
+
+def _sums(files: Mapping[str, FileSeal]) -> str | None:
+    """What `LC_ALL=C sha256sum *.safetensors | sha256sum` prints; None while no digest is known to hold."""
+    weights = sorted((name.encode(), seal.sha256) for name, seal in files.items()
+                     if name.endswith(".safetensors") and "/" not in name)  # fmt: skip
+    lines = b"".join(digest.encode() + b"  " + name + b"\n" for name, digest in weights)
+    return hashlib.sha256(lines).hexdigest() if weights else None
+
+
+def _compared_with(folder: Path, state: gate.State) -> str | None:
+    """The Hub id of the source that the validation proved this to be."""
+    if state is not gate.State.PROVEN:
+        return None
+    found = (read_json(folder / VALIDATION).get("source") or {}).get("hub_id")
+    return found if isinstance(found, str) else None
