@@ -14,6 +14,7 @@ from hypothesis import settings
 from safetensors.torch import load_file
 from torch import Tensor
 
+from w4afp8 import pipeline
 from w4afp8.recipes._load import build
 from w4afp8.recipes._recipe import Recipe
 from w4afp8.synthetic import write_checkpoint
@@ -57,7 +58,7 @@ def miniature_config(miniature: Path) -> dict[str, Any]:
     return content
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def toy_config(miniature_config: dict[str, Any]) -> dict[str, Any]:
     """The smallest configuration that has everything: 1 dense + 2 MoE layers of 4 experts, 1 MTP layer."""
     return miniature_config | {
@@ -94,3 +95,18 @@ def small_recipe() -> Callable[..., Recipe]:
         return build(content | changes, "a test's recipe")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def quantized_toy(
+    tmp_path_factory: pytest.TempPathFactory, toy_config: dict[str, Any], miniature: Path
+) -> tuple[Path, Path]:
+    """A random source of one dense and one MoE layer, and what the program made of it; read only."""
+    home = tmp_path_factory.mktemp("quantized-toy")
+    config = toy_config | {"num_hidden_layers": 2, "num_nextn_predict_layers": 0}
+    write_checkpoint(home / "source", config, seed=3, shard_gb=0.0005, tokenizer_from=miniature)
+    recipe = {
+        "method": {"name": "rtn"}, "calibration": {"tokens": 256, "sequence": 64}, "output": {"shard_gb": 0.0005},
+    }  # fmt: skip
+    pipeline.run(pipeline.prepare(home / "source", build(recipe, "a test's recipe"), home / "toy-W4AFP8"))
+    return home / "source", home / "toy-W4AFP8"

@@ -11,18 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from w4afp8 import pipeline
 from w4afp8.errors import ValidationError
-from w4afp8.recipes._load import build
-from w4afp8.synthetic import write_checkpoint
 from w4afp8.validate import gate, validate
 from w4afp8.validate.gate import State
 from w4afp8.validate.origin import origin_of
 from w4afp8.validate.seal import take_seal
 
-RECIPE = {
-    "method": {"name": "rtn"}, "calibration": {"tokens": 256, "sequence": 64}, "output": {"shard_gb": 0.0005},
-}  # fmt: skip
 WATCHED = {
     "weights": ("model-0*.safetensors", 120),
     "act_scales": ("act_scales.safetensors", 20),
@@ -32,32 +26,17 @@ WATCHED = {
 }  # files and trials
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory, miniature: Path) -> tuple[Path, Path]:
-    """A synthetic source of one dense and one MoE layer, and what the program made of it; read only."""
-    home = tmp_path_factory.mktemp("gate")
-    config = json.loads((miniature / "config.json").read_text()) | {
-        "hidden_size": 128, "intermediate_size": 128, "moe_intermediate_size": 128, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 2, "n_routed_experts": 4, "num_experts_per_tok": 2,
-        "n_group": 2, "topk_group": 2, "q_lora_rank": 32, "kv_lora_rank": 32, "qk_rope_head_dim": 8,
-        "qk_nope_head_dim": 16, "v_head_dim": 16, "head_dim": 8, "qk_head_dim": 24, "num_nextn_predict_layers": 0,
-    }  # fmt: skip
-    write_checkpoint(home / "source", config, seed=3, shard_gb=0.0005, tokenizer_from=miniature)
-    pipeline.run(pipeline.prepare(home / "source", build(RECIPE, "a test's recipe"), home / "out"))
-    return home / "source", home / "out"
-
-
 @pytest.fixture
-def proven(pair: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+def proven(quantized_toy: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
     """A copy, proven."""
-    source, out = pair[0], Path(shutil.copytree(pair[1], tmp_path / "out"))
+    source, out = quantized_toy[0], Path(shutil.copytree(quantized_toy[1], tmp_path / "out"))
     seal = take_seal(out)
     assert gate.write_verdict(out, validate(out, source), seal, origin_of(source))
     return source, out
 
 
-def test_the_life_of_a_verdict(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    source, out = pair[0], Path(shutil.copytree(pair[1], tmp_path / "out"))
+def test_the_life_of_a_verdict(quantized_toy: tuple[Path, Path], tmp_path: Path) -> None:
+    source, out = quantized_toy[0], Path(shutil.copytree(quantized_toy[1], tmp_path / "out"))
     assert gate.state(out).state is State.UNVALIDATED
     seal = take_seal(out)
     gate.write_verdict(out, validate(out, source, sample=1), seal)
@@ -159,9 +138,9 @@ def test_a_snapshot_of_the_hubs_cache_is_named_after_its_repository(tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", WATCHED)
-def test_every_flipped_byte_is_caught(pair: tuple[Path, Path], tmp_path: Path, kind: str) -> None:
+def test_every_flipped_byte_is_caught(quantized_toy: tuple[Path, Path], tmp_path: Path, kind: str) -> None:
     """200 trials in all: one byte, anywhere in the file, changed to any other value."""
-    source, out = pair[0], Path(shutil.copytree(pair[1], tmp_path / "out"))
+    source, out = quantized_toy[0], Path(shutil.copytree(quantized_toy[1], tmp_path / "out"))
     pattern, trials = WATCHED[kind]
     chance = random.Random(kind)
     files = sorted(out.glob(pattern))
@@ -178,8 +157,8 @@ def test_every_flipped_byte_is_caught(pair: tuple[Path, Path], tmp_path: Path, k
     assert validate(out, source, sample=1).passed
 
 
-def test_a_blank_that_became_a_tab_is_caught_without_a_source(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    out = Path(shutil.copytree(pair[1], tmp_path / "out"))
+def test_a_blank_that_became_a_tab_is_caught_without_a_source(quantized_toy: tuple[Path, Path], tmp_path: Path) -> None:
+    out = Path(shutil.copytree(quantized_toy[1], tmp_path / "out"))
     for name in ("config.json", "model.safetensors.index.json", "hf_quant_config.json", "w4afp8/record.json"):
         whole = (out / name).read_bytes()
         (out / name).write_bytes(whole.replace(b"  ", b" \t", 1))

@@ -1,4 +1,4 @@
-"""The only network: models and data sets from the Hub, through huggingface_hub's own login and cache."""
+"""Models and data sets from the Hub, through huggingface_hub's own login and cache."""
 
 from __future__ import annotations
 

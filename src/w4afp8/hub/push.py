@@ -1,0 +1,190 @@
+"""Publish a proven directory: gate, secrets, card, side files, weights, index and config last, read back.
+
+Run it again after any stop: what is there is compared by digest and not sent again.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from w4afp8 import card
+from w4afp8.errors import CheckpointError, HubError, RecipeError, ValidationError, raise_all
+from w4afp8.hub import secrets, shipment
+from w4afp8.hub.refusals import explain, is_transient
+from w4afp8.hub.remote import MAIN, Remote
+from w4afp8.hub.shipment import LAST, Phase, is_weight
+from w4afp8.validate import gate
+from w4afp8.validate.findings import Progress, silent
+from w4afp8.validate.gate import Gate, State
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+ATTEMPTS = 6  # per phase
+LONGEST_WAIT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What was asked for."""
+
+    repo: str
+    private: bool | None = None  # None: it exists already
+    revision: str | None = None
+    create_pr: bool = False
+    force: str | None = None  # why an unproven directory is published
+    base_model: str | None = None
+
+    def check(self) -> None:
+        """Raises: RecipeError for what cannot be meant."""
+        if not HUB_ID.fullmatch(self.repo):
+            raise RecipeError(f"--repo {self.repo}: expected ORG/NAME")
+        if self.create_pr and self.revision not in (None, MAIN):
+            raise RecipeError(
+                "--create-pr opens a pull request against main; to go on with one, give --revision refs/pr/N alone"
+            )
+        if self.force is not None and not self.force.strip():
+            raise RecipeError("--force needs a reason: the card states it")
+
+
+@dataclass(slots=True)
+class Pushed:
+    """What a push did, or would do."""
+
+    repo: str
+    revision: str
+    state: str
+    phases: tuple[Phase, ...]
+    dry_run: bool
+    created: bool = False
+    pull_request: str | None = None
+    sent: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)  # files of the repository that are not of this directory
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "repo": self.repo, "revision": self.revision, "state": self.state, "dry_run": self.dry_run,
+            "created": self.created, "pull_request": self.pull_request, "sent": self.sent, "others": self.others,
+            "phases": [{"title": p.title, "files": [{"name": f.name, "bytes": f.bytes, "sha256": f.sha256}
+                                                    for f in p.files]} for p in self.phases],
+        }  # fmt: skip
+
+
+def push(
+    folder: Path,
+    order: Order,
+    *,
+    dry_run: bool = False,
+    on_progress: Progress = silent,
+    pause: Callable[[float], None] = time.sleep,
+) -> Pushed:
+    """Publish `folder`.  With `dry_run` everything is checked that needs no network, and nothing is written or sent.
+
+    Raises: ValidationError when it is not proven or holds a secret, HubError for what the Hub or the network refuses.
+    """
+    order.check()
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such directory; give the directory of a quantized checkpoint")
+    verdict = _ask_the_gate(folder, order.force, on_progress)
+    found = secrets.scan(shipment.side_files(folder))
+    raise_all(found, ValidationError, f"{folder} holds a secret; remove it, and withdraw it where it came from")
+    if not dry_run:
+        card.write(folder, base_model=order.base_model, model=order.repo, forced=order.force)
+    phases = shipment.pack(folder, verdict.files)
+    pushed = Pushed(order.repo, order.revision or MAIN, verdict.state.value, phases, dry_run)
+    if dry_run:
+        return pushed
+    remote = Remote(order.repo, pushed.revision)
+    pushed.created = remote.open(order.private, order.create_pr)
+    try:
+        _deliver(remote, folder, pushed, order, on_progress, pause)
+    except HubError as error:
+        if remote.pull_request is None:
+            raise
+        raise HubError(f"{error}\nthe pull request is open: go on with --revision {remote.revision}") from error
+    return pushed
+
+
+def _ask_the_gate(folder: Path, force: str | None, on_progress: Progress) -> Gate:
+    verdict = gate.state(folder, deep=True, on_progress=on_progress)
+    if verdict.state is not State.PROVEN and force is None:
+        raise ValidationError(
+            f'{folder} is {verdict}; run `w4afp8 validate {folder} --against SOURCE`, or say --force "why"'
+        )
+    if verdict.state is State.PROVEN and force is not None:
+        raise RecipeError("--force: the directory is proven, no reason is needed; leave it out")
+    return verdict
+
+
+def _deliver(
+    remote: Remote, folder: Path, pushed: Pushed, order: Order, on_progress: Progress, pause: Callable[[float], None]
+) -> None:
+    opening = order.create_pr
+    if not opening:
+        _refuse_another_checkpoint(remote, pushed.phases)
+    for done, phase in enumerate(pushed.phases):
+        on_progress("phases", done, len(pushed.phases))
+        if _send_phase(remote, folder, phase, pushed, opening, pause):
+            opening = False
+    on_progress("phases", len(pushed.phases), len(pushed.phases))
+    _read_back(remote, pushed)
+    pushed.revision, pushed.pull_request = remote.revision, remote.pull_request
+
+
+def _refuse_another_checkpoint(remote: Remote, phases: tuple[Phase, ...]) -> None:
+    """New weights under an index that is visible already would be a broken download until the push ends."""
+    try:
+        there = remote.files()
+    except Exception as error:
+        raise explain(error, f"listing {remote.repo}") from error
+    published = [name for name in LAST if name in there]
+    files = {file.name: file for phase in phases for file in phase.files}
+    missing = [n for n, f in files.items() if is_weight(n) and (n not in there or not there[n].is_same(f))]
+    if published and missing and not remote.revision.startswith("refs/pr/"):
+        raise HubError(
+            f"{remote.repo} at {remote.revision} holds another checkpoint: it has {' and '.join(published)}, and "
+            f"{len(missing)} weight files differ, first {missing[0]}; "
+            "use --create-pr, another --revision or another name"
+        )
+
+
+def _send_phase(
+    remote: Remote, folder: Path, phase: Phase, pushed: Pushed, opening: bool, pause: Callable[[float], None]
+) -> bool:
+    """Send what is not there, True when there was anything; after a broken line or a busy server look again and go on.
+
+    A commit that opens a pull request is tried once: trying again could open two.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            there = remote.files()
+            waiting = [f for f in phase.files if f.name not in there or not there[f.name].is_same(f)]
+            if waiting:
+                remote.send(folder, waiting, phase.title, remote.head(), opening)
+                pushed.sent += [file.name for file in waiting]
+            return bool(waiting)
+        except Exception as error:
+            if opening or attempt == ATTEMPTS or not is_transient(error):
+                raise explain(error, f"sending {phase.title} to {remote.repo}") from error
+            pause(min(LONGEST_WAIT_S, 2.0**attempt))
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _read_back(remote: Remote, pushed: Pushed) -> None:
+    """Compare what the Hub lists now with what was meant: sizes and digests, file by file."""
+    try:
+        there = remote.files()
+    except Exception as error:
+        raise explain(error, f"reading {remote.repo} back") from error
+    files = {file.name: file for phase in pushed.phases for file in phase.files}
+    wrong = [
+        f"{name}: found {there[name].bytes} bytes" + ("" if there[name].bytes != file.bytes else " of other content")
+        + f", expected {file.bytes} with SHA-256 {file.sha256[:12]}..." if name in there else f"{name}: not there"
+        for name, file in files.items()
+        if name not in there or not there[name].is_same(file)
+    ]  # fmt: skip
+    raise_all(wrong, HubError, f"{remote.repo} does not hold what was sent; run the same command again")
+    pushed.others = sorted(name for name in there.keys() - files.keys() if not name.startswith("."))

@@ -1,0 +1,93 @@
+"""What is sent, in which order: card and side files, then weights, then the index and config.json.
+
+A repository that has a config but not all weights is what breaks people; until the last commit there is none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from w4afp8.checkpoint.reader import CONFIG, INDEX
+from w4afp8.errors import CheckpointError, HubError, raise_all
+from w4afp8.validate.config import WEIGHT_FILES
+from w4afp8.validate.seal import ABOUT, FileSeal, seal_file, sealed_files
+
+LARGEST_FILE_BYTES = 200 * 10**9  # the Hub's limit for one file
+LAST = (INDEX, CONFIG)
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file to be published."""
+
+    name: str
+    path: Path
+    bytes: int
+    sha256: str
+
+    def git_id(self) -> str:
+        """The digest by which git, and so the Hub, knows a small file: SHA-1 of 'blob SIZE\\0' and the content."""
+        found = hashlib.sha1(b"blob %d\0" % self.path.stat().st_size, usedforsecurity=False)
+        with self.path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                found.update(chunk)
+        return found.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Files that are committed together, before the next phase begins."""
+
+    title: str
+    files: tuple[File, ...]
+
+
+def pack(folder: Path, known: Mapping[str, FileSeal]) -> tuple[Phase, ...]:
+    """The phases; a digest that is not `known` is computed.
+
+    Raises: CheckpointError for a directory that cannot be loaded, HubError for a file that the Hub would refuse.
+    """
+    for name in LAST:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder}: found no {name}; an unfinished checkpoint is not published")
+    paths = sealed_files(folder) | {name: folder / name for name in ABOUT if (folder / name).is_file()}
+    raise_all(_refusals(paths), HubError, f"{folder}: the Hub would refuse it")
+    files = [_file(name, path, known.get(name)) for name, path in sorted(paths.items())]
+    weights = [file for file in files if is_weight(file.name)]
+    last = [file for file in files if file.name in LAST]
+    rest = [file for file in files if not is_weight(file.name) and file.name not in LAST]
+    return (
+        Phase("card and side files", tuple(rest)), Phase("weights", tuple(weights)),
+        Phase("index and config", tuple(last)),
+    )  # fmt: skip
+
+
+def side_files(folder: Path) -> dict[str, Path]:
+    """Everything readable that would be published: what may hold a secret."""
+    found = sealed_files(folder) | {name: folder / name for name in ABOUT if (folder / name).is_file()}
+    return {name: path for name, path in sorted(found.items()) if not WEIGHT_FILES.search(name)}
+
+
+def is_weight(name: str) -> bool:
+    """Beside config.json, where engines look; recorded inputs in a folder of their own are none."""
+    return "/" not in name and bool(WEIGHT_FILES.search(name))
+
+
+def _file(name: str, path: Path, known: FileSeal | None) -> File:
+    seal = known or seal_file(path)[0]
+    return File(name, path, seal.bytes, seal.sha256)
+
+
+def _refusals(paths: Mapping[str, Path]) -> list[str]:
+    found = []
+    for name, path in paths.items():
+        size = path.stat().st_size
+        if size > LARGEST_FILE_BYTES:
+            found.append(
+                f"{name} has {size} bytes, one file may have {LARGEST_FILE_BYTES}; quantize with a smaller "
+                "output.shard_gb"
+            )
+    return found

@@ -1,0 +1,297 @@
+"""Pushing to a Hub on loopback: order, resumption, read-back, and every refusal with its words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_hub import TOKEN, FakeHub
+from huggingface_hub import snapshot_download
+
+from w4afp8.checkpoint.reader import CONFIG, INDEX
+from w4afp8.errors import CheckpointError, HubError, RecipeError, ValidationError
+from w4afp8.hub.push import Order, Pushed, push
+from w4afp8.hub.shipment import is_weight
+from w4afp8.validate import validate
+
+REPO = "org/toy"
+
+
+def send(folder: Path, repo: str = REPO, **named: Any) -> Pushed:
+    """A push that waits for nobody."""
+    return push(folder, Order(repo, named.pop("private", True), **named), pause=lambda seconds: None)
+
+
+def assert_whole(hub: FakeHub, folder: Path, repo: str = REPO, revision: str = "main") -> None:
+    """The revision holds the directory, and at no commit did it show a config without all weights."""
+    found = {path: hub.content(entry) for path, entry in hub.repos[repo].trees[revision].items()}
+    here = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert found == here
+    weights = {name for name in here if is_weight(name)}
+    assert len(weights) >= 3
+    for of, tree in hub.repos[repo].history:
+        assert of != revision or not {INDEX, CONFIG} & tree.keys() or weights <= tree.keys()
+
+
+def test_a_push_arrives_and_what_is_downloaded_validates(
+    hub: FakeHub, proven: Path, quantized_toy: tuple[Path, Path], tmp_path: Path
+) -> None:
+    done = send(proven)
+    assert_whole(hub, proven)
+    assert done.created and hub.repos[REPO].private and done.others == []
+    assert hub.seen["part"] > 3 and hub.seen["put"] > 0, "both kinds of upload were used"
+    titles = [next(iter(tree.keys() & {"README.md"}), "") for _, tree in hub.repos[REPO].history]
+    assert len(titles) == 3 and all(titles)
+    back = Path(snapshot_download(REPO, local_dir=tmp_path / "back", endpoint=hub.url))
+    report = validate(back, quantized_toy[0])
+    assert report.proven, report.problems
+    requests = dict(hub.seen)
+    assert send(proven).sent == []
+    assert hub.seen["commit"] == requests["commit"], "a push of what is there commits nothing"
+
+
+def test_a_changed_card_is_sent_alone(hub: FakeHub, proven: Path) -> None:
+    send(proven)
+    sent = hub.finished.copy()
+    assert send(proven, base_model="org/source").sent == ["README.md"]
+    assert hub.finished == sent
+    assert "base_model: org/source" in hub.content(hub.repos[REPO].trees["main"]["README.md"]).decode()
+
+
+@pytest.mark.parametrize("kind", ["put", "part", "complete", "batch", "preupload", "tree", "info", "verify"])
+@pytest.mark.parametrize("trouble", [500, 503, "reset", "slow"])
+def test_trouble_on_the_way_is_survived(hub: FakeHub, proven: Path, kind: str, trouble: int | str,
+                                        monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    hub.add_repo(REPO, private=True)
+    hub.trouble = lambda of, count: trouble if of == kind and count == 2 else None
+    send(proven)
+    assert_whole(hub, proven)
+    assert set(hub.finished.values()) == {1}
+
+
+@pytest.mark.parametrize("trouble", [500, 503, "reset", "lost"])
+@pytest.mark.parametrize("which", [1, 2, 3])
+def test_a_commit_that_fails_is_tried_again(hub: FakeHub, proven: Path, trouble: int | str, which: int) -> None:
+    hub.trouble = lambda kind, count: trouble if kind == "commit" and count == which else None
+    send(proven)
+    assert_whole(hub, proven)
+    assert set(hub.finished.values()) == {1}, "finished files were sent again"
+    assert len(hub.repos[REPO].history) == 3, "committed twice"
+
+
+@pytest.mark.parametrize("kind", ["put", "part"])
+def test_an_expired_upload_address_is_asked_for_again(hub: FakeHub, proven: Path, kind: str) -> None:
+    hub.trouble = lambda of, count: 403 if of == kind and count == 2 else None
+    send(proven)
+    assert_whole(hub, proven)
+    assert set(hub.finished.values()) == {1} and hub.seen["batch"] == 3
+
+
+def test_a_pull_request_holds_everything_and_main_nothing(hub: FakeHub, proven: Path) -> None:
+    hub.add_repo(REPO)
+    done = send(proven, private=None, create_pr=True)
+    assert done.revision == "refs/pr/1" and done.pull_request and done.pull_request.endswith("/discussions/1")
+    assert_whole(hub, proven, revision="refs/pr/1")
+    assert hub.repos[REPO].trees["main"] == {}
+    assert send(proven, private=None, revision="refs/pr/1").sent == []
+
+
+def test_a_pull_request_that_broke_off_says_how_to_go_on(hub: FakeHub, proven: Path) -> None:
+    hub.add_repo(REPO)
+    hub.trouble = lambda kind, count: 403 if kind == "commit" and count == 2 else None
+    with pytest.raises(HubError, match="go on with --revision refs/pr/1"):
+        send(proven, private=None, create_pr=True)
+    send(proven, private=None, revision="refs/pr/1")
+    assert_whole(hub, proven, revision="refs/pr/1")
+    assert set(hub.finished.values()) == {1}
+
+
+def test_a_branch_is_made(hub: FakeHub, proven: Path) -> None:
+    hub.add_repo(REPO)
+    assert send(proven, private=None, revision="v2").revision == "v2"
+    assert_whole(hub, proven, revision="v2")
+    assert send(proven, private=None, revision="v2").sent == []
+
+
+def test_a_dry_run_writes_and_sends_nothing(hub: FakeHub, proven: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in proven.rglob("*")}
+    done = push(proven, Order(REPO), dry_run=True)
+    assert [phase.title for phase in done.phases] == ["card and side files", "weights", "index and config"]
+    assert {f.name for f in done.phases[2].files} == {INDEX, CONFIG}
+    assert before == {p: p.stat().st_mtime_ns for p in proven.rglob("*")} and not hub.seen
+
+
+def test_what_is_not_proven_needs_a_reason_which_the_card_states(hub: FakeHub, proven: Path) -> None:
+    with pytest.raises(RecipeError, match="the directory is proven"):
+        send(proven, force="why not")
+    config = proven / "tokenizer.json"
+    config.write_text(config.read_text() + " ")
+    with pytest.raises(ValidationError, match=r"is stale: tokenizer\.json has .* bytes, had"):
+        send(proven)
+    (proven / "w4afp8/validation.json").unlink()
+    with pytest.raises(ValidationError, match="is unvalidated"):
+        send(proven)
+    with pytest.raises(RecipeError, match="needs a reason"):
+        send(proven, force=" ")
+    assert not hub.seen
+    assert send(proven, force="a trial of the line").state == "unvalidated"
+    assert "a trial of the line" in hub.content(hub.repos[REPO].trees["main"]["README.md"]).decode()
+
+
+def test_a_secret_stops_everything_and_is_not_shown(hub: FakeHub, proven: Path) -> None:
+    secret = "hf_" + "B" * 34
+    (proven / "notes.txt").write_text(f"first\ntoken = {secret}\n")
+    with pytest.raises(ValidationError, match=r"notes\.txt, line 2: a Hugging Face token") as caught:
+        send(proven, force="because")
+    assert secret not in str(caught.value) and not hub.seen
+
+
+def test_a_new_repository_needs_a_visibility_and_an_old_one_keeps_it(hub: FakeHub, proven: Path) -> None:
+    with pytest.raises(RecipeError, match="give --private or --public"):
+        send(proven, private=None)
+    assert not hub.repos
+    hub.add_repo(REPO, private=False)
+    with pytest.raises(RecipeError, match="exists and is public, but --private was given"):
+        send(proven, private=True)
+    send(proven, private=False)
+    assert_whole(hub, proven)
+
+
+def test_another_checkpoint_is_not_overwritten_in_sight_of_its_readers(hub: FakeHub, proven: Path) -> None:
+    send(proven)
+    tree = hub.repos[REPO].trees["main"]
+    name = next(name for name in tree if is_weight(name))
+    tree[name].sha256 = "0" * 64
+    with pytest.raises(HubError, match="holds another checkpoint"):
+        send(proven)
+    assert send(proven, create_pr=True).revision == "refs/pr/1"
+
+
+def test_a_hub_that_lost_a_byte_is_noticed(hub: FakeHub, proven: Path) -> None:
+    send(proven)
+    hub.repos[REPO].trees["main"]["tokenizer.json"].oid = "0" * 40
+    hub.trouble = lambda kind, count: None
+    original = hub.branch
+
+    def lossy(repo: Any, revision: str, tree: Any) -> None:
+        original(repo, revision, tree)
+        tree["tokenizer.json"].oid = "0" * 40
+
+    hub.branch = lossy  # type: ignore[method-assign]
+    with pytest.raises(HubError, match=r"does not hold what was sent.*tokenizer\.json: found .* of other content"):
+        send(proven)
+
+
+def test_other_files_of_the_repository_are_named_and_left(hub: FakeHub, proven: Path) -> None:
+    repo = hub.add_repo(REPO)
+    hub.blobs["x"] = b"theirs"
+    from fake_hub import Entry
+
+    repo.trees["main"]["notes.md"] = Entry("x", 6)
+    assert send(proven, private=None).others == ["notes.md"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "says"),
+    [
+        ("info", 401, "the Hub answered 401 .*hf auth login"),
+        ("create", 403, "creating org/toy: the Hub answered 403 .*may not write there"),
+        ("commit", 403, "sending card and side files to org/toy: the Hub answered 403 .*may not write"),
+        ("commit", 409, "the Hub answered 409 .*changed meanwhile"),
+        ("commit", 412, "the Hub answered 412 .*changed meanwhile"),
+        ("batch", 413, "the Hub answered 413 .*storage"),
+        ("commit", 402, "the Hub answered 402 .*billing"),
+        ("tree", 500, "the Hub answered 500 .*run the same command again"),
+    ],
+)
+def test_a_refusal_says_what_to_do(
+    hub: FakeHub, proven: Path, monkeypatch: pytest.MonkeyPatch, kind: str, status: int, says: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    hub.trouble = lambda of, count: status if of == kind else None
+    with pytest.raises(HubError, match=says) as caught:
+        send(proven)
+    assert caught.value.exit_code == 8 and TOKEN not in str(caught.value) and "\n" not in str(caught.value)
+    tree = hub.repos[REPO].trees["main"] if REPO in hub.repos else {}
+    assert not {INDEX, CONFIG} & tree.keys()
+
+
+def test_a_repository_of_others_is_refused(hub: FakeHub, proven: Path) -> None:
+    with pytest.raises(HubError, match="creating others/toy: the Hub answered 403"):
+        send(proven, repo="others/toy")
+
+
+def test_a_commit_by_somebody_else_in_between_is_a_conflict(hub: FakeHub, proven: Path) -> None:
+    def meanwhile(kind: str, count: int) -> None:
+        if kind == "batch":
+            hub.branch(hub.repos[REPO], "main", dict(hub.repos[REPO].trees["main"]))
+
+    hub.trouble = meanwhile
+    with pytest.raises(HubError, match="412"):
+        send(proven)
+    hub.trouble = lambda kind, count: None
+    send(proven)
+    assert_whole(hub, proven)
+
+
+def test_no_login_is_said_before_anything_is_asked(hub: FakeHub, proven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(HubError, match="not logged in to the Hub: run `hf auth login`"):
+        send(proven)
+    assert not hub.seen
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "c" * 34)
+    with pytest.raises(HubError, match="401"):
+        send(proven)
+
+
+def test_no_network_is_said(proven: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(HubError, match=r"looking for org/toy: no connection .*check the network"):
+        send(proven)
+
+
+def test_a_file_over_the_limit_is_refused_before_the_network(
+    hub: FakeHub, proven: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("w4afp8.hub.shipment.LARGEST_FILE_BYTES", 300_000)
+    with pytest.raises(HubError, match=r"safetensors has \d+ bytes, one file may have 300000; .*shard_gb"):
+        send(proven)
+    assert not hub.seen
+
+
+@pytest.mark.parametrize("repo", ["toy", "a/b/c", "org/", "org/na me", "-x/y"])
+def test_a_name_that_is_none_is_refused(proven: Path, repo: str) -> None:
+    with pytest.raises(RecipeError, match="expected ORG/NAME"):
+        send(proven, repo=repo)
+
+
+def test_what_cannot_be_meant_is_refused(proven: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="--create-pr opens"):
+        send(proven, create_pr=True, revision="v2")
+    with pytest.raises(CheckpointError, match="no such directory"):
+        send(tmp_path / "none")
+    (proven / CONFIG).unlink()
+    with pytest.raises(CheckpointError, match="found no config"):
+        send(proven, force="trial")
+
+
+def test_the_command_speaks_json_and_never_the_token(
+    hub: FakeHub, proven: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from w4afp8.cli import cli, code_of
+
+    run = lambda *words: code_of(lambda: cli.main(args=["push", *words], standalone_mode=False))  # noqa: E731
+    assert run(str(proven), "--repo", REPO, "--dry-run") == 0
+    assert "nothing was sent" in capsys.readouterr().out
+    assert run(str(proven), "--repo", REPO, "--public", "--json") == 0
+    out, err = capsys.readouterr()
+    said = json.loads(out)
+    assert said["created"] and len(said["sent"]) > 8 and not hub.repos[REPO].private
+    assert run(str(proven), "--repo", REPO) == 0
+    out_again, _ = capsys.readouterr()
+    assert "0 files sent, every file compared" in out_again
+    assert TOKEN not in out + err + out_again
+    assert run(str(proven), "--repo", "others/x", "--public") == 8
