@@ -13,7 +13,7 @@ from pathlib import Path
 from w4afp8.checkpoint.reader import CONFIG, INDEX
 from w4afp8.errors import CheckpointError, HubError, raise_all
 from w4afp8.validate.config import WEIGHT_FILES
-from w4afp8.validate.seal import ABOUT, FileSeal, seal_file, sealed_files
+from w4afp8.validate.seal import ABOUT, FileSeal, digest, sealed_files
 
 LARGEST_FILE_BYTES = 200 * 10**9  # the Hub's limit for one file
 LAST = (INDEX, CONFIG)
@@ -77,8 +77,7 @@ def is_weight(name: str) -> bool:
 
 
 def _file(name: str, path: Path, known: FileSeal | None) -> File:
-    seal = known or seal_file(path)[0]
-    return File(name, path, seal.bytes, seal.sha256)
+    return File(name, path, path.stat().st_size, known.sha256 if known else digest(path))
 
 
 def _refusals(paths: Mapping[str, Path]) -> list[str]:

@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any, Protocol
 
 from w4afp8.checkpoint.reader import CONFIG, read_json
+from w4afp8.validate import gate
 
 FOLDER = "w4afp8"
 Json = Mapping[str, Any]
@@ -39,6 +40,7 @@ class Facts:
     validation: Json | None
     evaluations: list[Json]
     events: list[Json] = field(default_factory=list)
+    stale: tuple[str, ...] = ()  # what changed after the saved validation
 
     @property
     def layers(self) -> list[Json]:
@@ -121,7 +123,9 @@ def gather(folder: Path, validation: Said | None, evaluation: Said | Sequence[Sa
     Raises: CheckpointError when config.json or record.json is there and no JSON object.
     """
     own = folder / FOLDER
+    stale: tuple[str, ...] = ()
     if validation is None:
+        stale = _stale(folder)
         validation = _read(own / "validation.json") or (_read(own / "report.json") or {}).get("validation")
     if evaluation is None:
         evaluation = _read(own / "evaluation.json") or []
@@ -133,6 +137,7 @@ def gather(folder: Path, validation: Said | None, evaluation: Said | Sequence[Sa
         validation=None if validation is None else {k: v for k, v in plain(validation).items() if k != "seal"},
         evaluations=[item for item in map(plain, listed) if all(name in item for name in EVALUATION_FIELDS)],
         events=_events(own / "run.jsonl"),
+        stale=stale,
     )
 
 
@@ -147,6 +152,12 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
+
+
+def _stale(folder: Path) -> tuple[str, ...]:
+    """What changed after the saved verdict, when there is one and something did."""
+    found = gate.state(folder)
+    return found.why if found.state is gate.State.STALE else ()
 
 
 def _events(path: Path) -> list[Json]:

@@ -50,6 +50,8 @@ def verdict(facts: Facts) -> Verdict:
     report = facts.validation
     if report is None:
         return Verdict("Not validated", "warn", "No validation was run on these bytes. Run `w4afp8 validate` first.")
+    if facts.stale:
+        return Verdict("Stale", "warn", f"Changed after the validation: {facts.stale[0]}. Run `w4afp8 validate` again.")
     failed = [check for check in report.get("checks", []) if check.get("problems")]
     if failed:
         count = sum(len(check["problems"]) + check.get("more", 0) for check in failed)

@@ -21,7 +21,7 @@ from w4afp8.checkpoint.reader import read_json
 from w4afp8.errors import CheckpointError, ValidationError
 from w4afp8.validate import carried, experts, gemm, values
 from w4afp8.validate.findings import ValidationReport
-from w4afp8.validate.seal import VALIDATION, FileSeal, Seal, read_seal, seal_file, sealed_files
+from w4afp8.validate.seal import VALIDATION, FileSeal, Seal, digest, read_seal, sealed_files
 
 QUICK_SAMPLE = 4  # experts per layer
 MOST_NAMED = 10  # changed files that a message lists
@@ -134,7 +134,7 @@ def _changed(
             on_progress("digests", done, len(both))
         if name in resized or (not deep and here[name].stat().st_mtime_ns == seal.files[name].mtime_ns):
             continue
-        if seal_file(here[name])[0].sha256 != seal.files[name].sha256:
+        if digest(here[name]) != seal.files[name].sha256:
             yield f"{name} has other bytes"
 
 

@@ -118,6 +118,12 @@ def seal_file(path: Path) -> tuple[FileSeal, dict[str, str]]:
     return FileSeal(before.st_size, before.st_mtime_ns, whole.hexdigest()), tensors
 
 
+def digest(path: Path) -> str:
+    """A file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _chunks(read: Callable[[int], bytes], total: int) -> Iterator[bytes]:
     while total > 0:
         chunk = read(min(CHUNK_BYTES, total))
