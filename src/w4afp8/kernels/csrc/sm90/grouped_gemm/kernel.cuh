@@ -117,12 +117,14 @@ __device__ __forceinline__ void load_packed(Packed& w, const Place& at, int stag
 }
 
 __device__ __forceinline__ void unpack_all(Weights& w, const Packed& from, bool scale_float) {
-  const uint32_t first[4] = {uint32_t(from.first.x), uint32_t(from.first.y), uint32_t(from.first.z),
-                             uint32_t(from.first.w)};
-  const uint32_t second[4] = {uint32_t(from.second.x), uint32_t(from.second.y), uint32_t(from.second.z),
-                              uint32_t(from.second.w)};
-  unpack(first, w.a);
-  unpack(second, w.a + 8);
+  unpack(from.first.x, w.a[0], w.a[1]);
+  unpack(from.first.y, w.a[2], w.a[3]);
+  unpack(from.first.z, w.a[4], w.a[5]);
+  unpack(from.first.w, w.a[6], w.a[7]);
+  unpack(from.second.x, w.a[8], w.a[9]);
+  unpack(from.second.y, w.a[10], w.a[11]);
+  unpack(from.second.z, w.a[12], w.a[13]);
+  unpack(from.second.w, w.a[14], w.a[15]);
   w.scale_upper = __uint_as_float(scale_float ? from.scale[0] : from.scale[0] << 16);
   w.scale_lower = __uint_as_float(scale_float ? from.scale[1] : from.scale[0] & 0xffff0000u);
 }
