@@ -23,9 +23,9 @@ def test_every_error_has_an_exit_code_of_its_own_kind() -> None:
 
 def test_one_problem_is_a_sentence_and_more_are_a_list() -> None:
     errors.raise_all([], errors.RecipeError, "x")
-    with pytest.raises(errors.RecipeError, match="^recipe: one$"):
+    with pytest.raises(errors.RecipeError, match=r"^recipe: one$"):
         errors.raise_all(["one"], errors.RecipeError, "recipe")
-    with pytest.raises(errors.CheckpointError, match="^shard: 2 problems\n  - one\n  - two$"):
+    with pytest.raises(errors.CheckpointError, match=r"^shard: 2 problems\n  - one\n  - two$"):
         errors.raise_all(iter(["one", "two"]), errors.CheckpointError, "shard")
 
 

@@ -59,7 +59,8 @@ class Awq(Method):
         sweeps: Annotated[int, Field(ge=1)] = 2  # of descent in each round
         correct_down: bool = True
         damping: Annotated[float, Field(gt=0)] = 0.1  # share of the mean diagonal
-        prior: Annotated[float, Field(ge=0)] = 2.0  # the layer's share of a Gram is prior / (prior + sqrt(tokens / columns))
+        # The layer's share of an expert's Gram is prior / (prior + sqrt(tokens / columns)).
+        prior: Annotated[float, Field(ge=0)] = 2.0
 
     options: Options
 

@@ -38,7 +38,8 @@ struct Ring {
 template <class C>
 __device__ void produce(const Arguments& args, typename C::Smem& smem) {
   const Params& p = args.p;
-  const int block_bytes = C::kStageGroups * (kTileBytes + kTileRows * (p.weight_scale_float ? 4 : 2));
+  const int bytes = C::kStageGroups * (C::kConsumers * (kTileBytes + kTileRows * (p.weight_scale_float ? 4 : 2)) +
+                                       C::kMaxTokens * kTileCols);
   Walk walk(smem.plan, p, C::kMaxTokens, C::kStageGroups);
   const bool token_scales = p.x_scale_stride == 1 && !C::kGroupScale;
   Ring<C::kStages> ring;
@@ -53,8 +54,6 @@ __device__ void produce(const Arguments& args, typename C::Smem& smem) {
       tile.advance();
     }
     const int first_block = s.row_tile * C::kConsumers;
-    const int boxes = divide_up(s.tokens, C::kBoxRows);
-    const int bytes = C::kConsumers * block_bytes + boxes * (C::kBoxRows * kTileCols * C::kStageGroups);
 #pragma unroll 1
     for (int g = s.first_group; g < s.first_group + s.groups; g += C::kStageGroups, ring.advance()) {
       uint64_t* full = &smem.full[ring.stage];
@@ -64,10 +63,6 @@ __device__ void produce(const Arguments& args, typename C::Smem& smem) {
       ptx::copy_box(smem.scale[ring.stage].bytes, &args.scale_map, g * kTileRows, first_block, s.expert, full,
                     ptx::kEvictFirst);
       ptx::copy_box(smem.x[ring.stage], &args.x_map, 0, s.first_row, g, full, ptx::kEvictNormal);
-      if (C::kBoxRows < C::kMaxTokens && boxes > 1) {
-        ptx::copy_box(&smem.x[ring.stage][0][C::kBoxRows * kTileCols], &args.x_map, 0, s.first_row + C::kBoxRows, g,
-                      full, ptx::kEvictNormal);
-      }
     }
   }
 }
