@@ -268,6 +268,34 @@ def test_a_full_disk_loses_nothing(
     assert tree(out) == tree(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("method", quantize.names())
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("model.layers.1.post_attention_layernorm.weight", "the inputs of layer 1's experts"),
+        ("model.layers.1.mlp.gate.weight", "the routing of layer 1"),
+        ("model.layers.2.mlp.gate.e_score_correction_bias", "the routing of layer 2"),
+        ("model.layers.1.mlp.experts.1.up_proj.weight_scale_inv", "model.layers.1.mlp.experts.1.up_proj.weight"),
+        ("model.layers.2.mlp.experts.3.down_proj.weight", "model.layers.2.mlp.experts.3.down_proj.weight"),
+        ("model.layers.0.mlp.down_proj.weight", "the inputs of layer 1's experts"),
+    ],
+)
+def test_a_run_that_skips_the_survey_still_stops_at_nan(
+    toy: Toy, small_recipe: Small, tmp_path: Path, method: str, name: str, says: str
+) -> None:
+    source, out = toy(shard_gb=1.0), tmp_path / "out"
+    shard = next(source.glob("*.safetensors"))
+    tensors = load_file(shard)
+    if tensors[name].dtype == torch.float8_e4m3fn:
+        tensors[name].view(torch.uint8).view(-1)[3] = 0x7F
+    else:
+        tensors[name].view(-1)[0] = math.nan
+    save_file(tensors, shard)
+    with pytest.raises(QuantizationError, match=f"^{says}: NaN, infinity or beyond float32"):
+        run(source, small_recipe(method, compute={"survey": "none"}), out)
+    assert not (out / "config.json").exists()
+
+
 def test_a_bad_number_of_a_method_is_not_written(
     toy: Toy, small_recipe: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

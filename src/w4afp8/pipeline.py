@@ -106,10 +106,11 @@ def run(
     if prepared.recipe.compute.threads:
         torch.set_num_threads(prepared.recipe.compute.threads)
 
-    identity = _survey_source(prepared, journal, listener)
+    surveying = _stoppable(listener, stop)
+    identity = _survey_source(prepared, journal, surveying)
     fingerprint = _fingerprint(prepared, identity)
     if journal.fingerprint is None:
-        _survey_coverage(prepared, listener)
+        _survey_coverage(prepared, surveying)
     resumed = journal.open(fingerprint)
     output.check_finished(prepared.out, prepared.plan, journal)
     atomic.write_bytes(prepared.folder / "recipe.yaml", render(prepared.recipe).encode())
@@ -222,6 +223,17 @@ def _check_device(name: str) -> None:
         raise RecipeError(
             f"compute.device is {name!r}, but torch finds no CUDA device; use cpu or install torch with CUDA"
         )
+
+
+def _stoppable(listener: Listener, stop: Callable[[], bool]) -> Listener:
+    """A listener that ends the survey when asked: it may take an hour, and nothing of it is lost but time."""
+
+    def listen(event: dict[str, Any]) -> None:
+        listener(event)
+        if stop():
+            raise Stopped("stopped while the source was surveyed; run the same command to begin it again")
+
+    return listen
 
 
 def _survey_source(prepared: Run, journal: Journal, listener: Listener) -> Identity:
