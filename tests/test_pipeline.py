@@ -23,6 +23,7 @@ from w4afp8.errors import CalibrationError, CheckpointError, QuantizationError, 
 from w4afp8.quantize.rtn import round_to_nearest
 from w4afp8.recipes._recipe import Recipe
 from w4afp8.terminal.inspect_view import inspect_json
+from w4afp8.validate import validate
 
 Toy = Callable[..., Path]
 Small = Callable[..., Recipe]
@@ -266,6 +267,16 @@ def test_a_full_disk_loses_nothing(
         CheckpointReader(out)
     run(source, small_recipe(), out)
     assert tree(out) == tree(tmp_path / "whole")
+
+
+def test_a_bf16_source_becomes_a_checkpoint_that_validate_proves(toy: Toy, small_recipe: Small, tmp_path: Path) -> None:
+    source = toy(dtype="bf16")
+    run(source, small_recipe("awq"), tmp_path / "out")
+    report = validate(tmp_path / "out", source)
+    assert report.proven, [str(problem) for problem in report.problems]
+    with CheckpointReader(tmp_path / "out") as written:
+        assert written.specs["model.layers.1.self_attn.o_proj.weight"].dtype == "F8_E4M3"
+        assert written.specs["model.layers.1.mlp.gate.weight"].dtype == "BF16"
 
 
 @pytest.mark.parametrize("method", quantize.names())

