@@ -151,7 +151,7 @@ def test_the_source_config_is_kept_but_for_its_quantization(miniature: Path) -> 
 
 
 def test_bf16_sources_become_the_same_experts(toy: Callable[..., Path]) -> None:
-    """SGLang reads every linear beside the experts as FP8 blocks, so a bf16 source's become that; the router does not."""
+    """SGLang reads the linears beside the experts as FP8 blocks, so a bf16 source's become that, but no router."""
     plan = plan_of(toy(dtype="bf16"))
     lines = {line.role: line for line in plan.roles}
     assert lines["routed expert"].source_format == "bf16"

@@ -38,9 +38,7 @@ class Journal:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise ResumeError(
-                    f"{self.folder}: another run writes this output; wait for it or stop it"
-                ) from error
+                raise ResumeError(f"{self.folder}: another run writes this output; wait for it or stop it") from error
             yield
         finally:
             os.close(descriptor)
