@@ -96,7 +96,7 @@ def test_mtp_can_be_dropped_and_leaves_nothing_behind(miniature: Path) -> None:
 
 
 def test_native_mtp_is_refused_where_engines_cannot_load_it(miniature: Path) -> None:
-    with pytest.raises(RecipeError, match="mtp: native keeps the experts of layer 4 .*use mtp: quantize or mtp: drop"):
+    with pytest.raises(RecipeError, match=r"mtp: native keeps the experts of layer 4 .*use mtp: quantize or mtp: drop"):
         plan_of(miniature, build({"mtp": "native"}, "x"))
 
 
@@ -151,9 +151,15 @@ def test_the_source_config_is_kept_but_for_its_quantization(miniature: Path) -> 
 
 
 def test_bf16_sources_become_the_same_experts(toy: Callable[..., Path]) -> None:
-    """What stands beside the experts stays bf16; SGLang's FP8 linears cannot load that, and the plan says in which role."""
+    """SGLang reads the linears beside the experts as FP8 blocks, so a bf16 source's become that, but no router."""
     plan = plan_of(toy(dtype="bf16"))
     lines = {line.role: line for line in plan.roles}
     assert lines["routed expert"].source_format == "bf16"
     assert lines["routed expert"].output_format == "sglang_w4afp8"
-    assert lines["attention"].output_format == "bf16"
+    assert lines["attention"].output_format == lines["shared expert"].output_format == "deepseek_fp8"
+    assert {line.output_format for line in plan.roles if line.role in ("router", "embedding", "head")} <= {
+        "bf16",
+        "f32",
+    }
+    recoded = {name for unit in plan.units for name in unit.recoded}
+    assert recoded and not recoded & {name for unit in plan.units for name in unit.copies}

@@ -17,8 +17,8 @@ from w4afp8.families._inventory import take_inventory
 from w4afp8.recipes._load import load
 from w4afp8.synthetic import _specs
 
-Disk = namedtuple("Disk", "total used free")  # noqa: PYI024
-Memory = namedtuple("Memory", "available")  # noqa: PYI024
+Disk = namedtuple("Disk", "total used free")
+Memory = namedtuple("Memory", "available")
 
 
 def needs_of(config: dict[str, Any], tokens: int, sequence: int = 512) -> Needs:
@@ -66,6 +66,21 @@ def test_a_machine_that_is_too_small_is_refused(
         resources.check(needs, tmp_path / "out")
     assert all(word in str(caught.value) for word in words)
     assert caught.value.exit_code == 4
+
+
+def test_what_is_written_already_is_not_asked_for_again(
+    needs: Needs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that stopped half way on a disk that is just large enough must be able to go on."""
+    out = tmp_path / "out"
+    (out / "w4afp8").mkdir(parents=True)
+    (out / "model-00001-of-00002.safetensors").write_bytes(b"\0" * 6000)
+    (out / "w4afp8" / "layer-000.states").write_bytes(b"\0" * 350)
+    machine(monkeypatch, free=4350, available=3000)
+    resources.check(needs, out)
+    machine(monkeypatch, free=4349, available=3000)
+    with pytest.raises(ResourceError, match="disk: the output takes 4 kB"):
+        resources.check(needs, out)
 
 
 def test_more_layers_need_no_more_memory(miniature_config: dict[str, Any]) -> None:

@@ -91,7 +91,7 @@ def test_an_int4_matrix_of_ragged_groups_is_refused_in_words() -> None:
 
 
 def test_unknown_names_and_formats_that_are_only_read_are_refused() -> None:
-    with pytest.raises(RecipeError, match="unknown format 'sglang_w4afp'.*did you mean 'sglang_w4afp8'"):
+    with pytest.raises(RecipeError, match=r"unknown format 'sglang_w4afp'.*did you mean 'sglang_w4afp8'"):
         formats.get("sglang_w4afp")
     with pytest.raises(RecipeError, match="'deepseek_fp8' can be read but is no output; outputs: sglang_w4afp8"):
         formats.target("deepseek_fp8")

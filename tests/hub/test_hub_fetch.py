@@ -46,10 +46,8 @@ def test_a_bare_name_of_a_family_is_its_publishers(snapshots: list[Any], name: s
     assert snapshots == [(identifier, "main", "model", None)]
 
 
-@pytest.mark.parametrize("name", ["./DeepSeek-R1", "/no/where", "~/models", "a/b/c", "..", "llama"])
+@pytest.mark.parametrize("name", ["./DeepSeek-R1", "/no/where", "~/models", "a/b/c", "llama"])
 def test_what_is_neither_is_refused_without_asking(snapshots: list[Any], name: str) -> None:
-    if Path(name).is_dir():
-        pytest.skip("a directory")
     with pytest.raises(RecipeError, match="no such directory"):
         hub.find_model(name)
     assert snapshots == []

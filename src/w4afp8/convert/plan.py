@@ -11,6 +11,7 @@ from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.errors import RecipeError, raise_all
 from w4afp8.families._inventory import Item
 from w4afp8.families._spec import PROJECTIONS, Dimensions, Family, Role
+from w4afp8.formats._spec import WeightFormat
 from w4afp8.formats._target import CheckpointFormat
 from w4afp8.numerics.groups import GROUP
 from w4afp8.recipes._recipe import Mtp, Recipe
@@ -26,6 +27,7 @@ class Unit:
     layer: int | None
     shards: Mapping[str, tuple[TensorSpec, ...]]  # file name -> its tensors
     copies: tuple[str, ...]  # output tensors that are the source's, byte for byte (a fold may replace some)
+    recoded: tuple[str, ...] = ()  # matrices that a 16-bit source has and the output's engines read in another format
 
     @property
     def span_bytes(self) -> int:
@@ -90,9 +92,12 @@ def make_plan(
              item.expected.layer < kept.all_layers}  # fmt: skip
     native = set(range(kept.layers, kept.all_layers)) if mtp is Mtp.NATIVE else set()
     quantized = _quantized_names(items, recipe, target, native)
-    outputs = {name: _output(item, name in quantized, target) for name, item in items.items()}
+    becomes = dict.fromkeys(quantized, target.expert_weight) | {
+        name: target.linear_weight for name, item in items.items() if _is_recoded(item, target)
+    }
+    outputs = {name: _output(item, becomes.get(name)) for name, item in items.items()}
     shard_bytes = int(recipe.output.shard_gb * 1e9)
-    units = _units(items, outputs, quantized, kept, shard_bytes)
+    units = _units(items, outputs, quantized, frozenset(becomes) - quantized, kept, shard_bytes)
     new_config["quantization_config"] = target.quantization_config(new_config)
     return Plan(
         family=family,
@@ -103,7 +108,7 @@ def make_plan(
         mtp=mtp,
         config=new_config,
         input_scales=_input_scales(family, kept, target, native),
-        roles=_count_roles(items, outputs, quantized, target),
+        roles=_count_roles(items, outputs, becomes),
     )
 
 
@@ -149,17 +154,27 @@ def _quantized_names(
     return frozenset(matrices[stem].expected.name for stem in chosen & must)
 
 
-def _output(item: Item, quantized: bool, target: CheckpointFormat) -> list[TensorSpec]:
-    if not quantized:
+LINEAR = (Role.ATTENTION, Role.DENSE_MLP, Role.SHARED_EXPERT)
+
+
+def _is_recoded(item: Item, target: CheckpointFormat) -> bool:
+    """Whether engines of the output would misread this matrix as the source has it."""
+    expected = item.expected
+    return expected.matrix and expected.role in LINEAR and item.format is not target.linear_weight
+
+
+def _output(item: Item, becomes: WeightFormat | None) -> list[TensorSpec]:
+    if becomes is None:
         return [TensorSpec(spec.name, spec.dtype, spec.shape) for spec in item.tensors]
     n, k = item.expected.shape
-    return target.expert_weight.specs(item.expected.stem, n, k)
+    return becomes.specs(item.expected.stem, n, k)
 
 
 def _units(
     items: Mapping[str, Item],
     outputs: Mapping[str, list[TensorSpec]],
     quantized: frozenset[str],
+    recoded: frozenset[str],
     d: Dimensions,
     shard_bytes: int,
 ) -> tuple[Unit, ...]:
@@ -175,8 +190,9 @@ def _units(
             number += 1
             file = f"model-{number:05d}-of-{total:05d}.safetensors"
             shards[file] = tuple(replace(spec, shard=file) for spec in specs)
-        copies = tuple(s.name for n in names if n not in quantized for s in outputs[n])
-        units.append(Unit(OUTSIDE if layer is None else f"layer-{layer:03d}", layer, shards, copies))
+        copies = tuple(s.name for n in names if n not in quantized and n not in recoded for s in outputs[n])
+        name = OUTSIDE if layer is None else f"layer-{layer:03d}"
+        units.append(Unit(name, layer, shards, copies, tuple(n for n in names if n in recoded)))
     return tuple(units)
 
 
@@ -205,15 +221,12 @@ def _input_scales(family: Family, d: Dimensions, target: CheckpointFormat, nativ
 
 
 def _count_roles(
-    items: Mapping[str, Item],
-    outputs: Mapping[str, list[TensorSpec]],
-    quantized: frozenset[str],
-    target: CheckpointFormat,
+    items: Mapping[str, Item], outputs: Mapping[str, list[TensorSpec]], becomes: Mapping[str, WeightFormat]
 ) -> tuple[RoleCount, ...]:
     counts: dict[tuple[str, str, str], list[int]] = {}
     for name, item in items.items():
         before = item.format.name if item.format else item.tensors[0].dtype.lower()
-        after = target.expert_weight.name if name in quantized else before
+        after = becomes[name].name if name in becomes else before
         line = counts.setdefault((item.expected.role.value, before, after), [0, 0, 0])
         line[0] += 1
         line[1] += item.span_bytes

@@ -26,6 +26,7 @@ class CheckpointFormat:
 
     name: str
     expert_weight: WeightFormat
+    linear_weight: WeightFormat  # how its engines read attention, dense MLPs and shared experts
     input_scale: InputScale
     partial_experts: str | None  # how a layer opts out of int4 experts; None when its engines know no way
     quantization_config: Callable[[Mapping[str, Any]], dict[str, Any]]  # source config -> config.json's field

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from w4afp8.formats import deepseek_fp8
 from w4afp8.formats._spec import GroupWeight, Part, WeightFormat
 from w4afp8.formats._target import CheckpointFormat, InputScale
 from w4afp8.numerics import groups, int4
@@ -80,6 +81,7 @@ WEIGHT = WeightFormat(
 CHECKPOINT = CheckpointFormat(
     name="sglang_w4afp8",
     expert_weight=WEIGHT,
+    linear_weight=deepseek_fp8.WEIGHT,
     input_scale=InputScale(ACTIVATION_SCALES_FILE, INPUT_SCALE_NAMES),
     partial_experts=None,
     quantization_config=_config,

@@ -36,13 +36,15 @@ struct ExpertPlan {
   uint64_t warp_total[32];
 };
 
-template <int kConsumers_, class Tokens_, int kStages_, int kStageGroups_, bool kGroupScale_ = false>
+template <int kConsumers_, class Tokens_, int kStages_, int kStageGroups_, bool kGroupScale_ = false,
+          bool kOrdered_ = false>
 struct Config {
   using Tokens = Tokens_;
   static constexpr int kConsumers = kConsumers_;            // warpgroups that multiply, 64 output rows each
   static constexpr int kStages = kStages_;
   static constexpr int kStageGroups = kStageGroups_;        // scale groups along K per stage
   static constexpr bool kGroupScale = kGroupScale_;         // activation scale per token and group
+  static constexpr bool kOrdered = kOrdered_;               // two consumers take turns at unpacking
   static constexpr int kMaxTokens = Tokens::kMax;
   static constexpr int kThreads = 128 * (kConsumers + 1);   // the last warpgroup loads
   // Registers a thread: the block starts with an equal share, the loading warpgroup gives most of its own away.
@@ -50,7 +52,6 @@ struct Config {
   static constexpr bool kMovesRegisters = kMaxTokens > 8;
   static constexpr int kLoaderRegisters = kConsumers > 3 ? 32 : 40;
   static constexpr int kConsumerRegisters = (kShare * (kConsumers + 1) - kLoaderRegisters) / kConsumers / 8 * 8;
-  static constexpr int kBoxRows = kMaxTokens >= 96 ? kMaxTokens / 2 : kMaxTokens;  // of x per copy
   static constexpr int kScaleBox = kMaxTokens + 4;  // scales of a tile that begins at any row, copied from a multiple of 4
 
   struct Smem {
@@ -66,8 +67,7 @@ struct Config {
     ExpertPlan plan;
   };
   static_assert(kStageGroups == 1 || kStageGroups == 2, "the consumer alternates between two sets of registers");
-  static_assert(kBoxRows % 8 == 0, "a box of x is whole swizzle atoms");
-  static_assert(kStageGroups == 1 || kBoxRows == kMaxTokens, "a box spans every group of the stage");
+  static_assert(kMaxTokens % 8 == 0, "x is whole swizzle atoms of eight rows");
   static_assert(sizeof(Smem) <= kSharedLimit, "this schedule does not fit one SM90 block");
 };
 
