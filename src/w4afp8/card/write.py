@@ -124,8 +124,8 @@ def _format(facts: Facts) -> str | None:
 def _classes(facts: Facts) -> list[dict[str, Any]]:
     rows = []
     for role, row in facts.roles.items():
-        stored = str(row.get("format") or "")
         quantized = row.get("bytes_in") != row.get("bytes_out")
+        stored = str((_format(facts) if quantized else None) or row.get("format") or "")
         exact = facts.record.get("bits_per_weight")
         shown = f"{exact:g} with scales" if quantized and isinstance(exact, int | float) else engines.bits(stored)
         rows.append(
