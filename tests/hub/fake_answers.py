@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
     from fake_hub import FakeHub, Repo
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 PART_BYTES = 100_000  # larger files are sent in parts
 TOKEN = "hf_" + "a" * 34  # what a login would be
 POINTER_BYTES = 134
+WHEN = "2026-01-01T00:00:00.000Z"
 
 
 @dataclass
@@ -36,7 +37,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     wbufsize = 1 << 16
-    lost = False
+    lost = doubled = False
 
     def log_message(self, *arguments: Any) -> None:
         """Silent."""
@@ -63,7 +64,6 @@ class Handler(BaseHTTPRequestHandler):
     def route(self) -> None:
         parts = urlsplit(self.path)
         self.words = [unquote(word) for word in parts.path.strip("/").split("/")]
-        self.query = parse_qs(parts.query)
         self.kind = self.kind_of()
         with self.server.lock:
             self.server.seen[self.kind] += 1
@@ -80,6 +80,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.lost = trouble == "lost"  # done, but the answer never arrives
+        self.doubled = trouble == "doubled"  # done, but said to be in conflict with itself
         if trouble == "slow":
             time.sleep(0.3)
         if isinstance(trouble, int):
@@ -102,7 +103,8 @@ class Handler(BaseHTTPRequestHandler):
             if w[1] == "repos":
                 return "create"
             return {"revision": "info", "tree": "tree", "preupload": "preupload", "commit": "commit",
-                    "branch": "branch"}.get(w[4] if len(w) > 4 else "revision", "info")  # fmt: skip
+                    "branch": "branch",
+                    "discussions": "discussions"}.get(w[4] if len(w) > 4 else "revision", "info")  # fmt: skip
         if "resolve" in w:
             return "resolve"
         return {"lfs-put": "put", "lfs-part": "part", "lfs-complete": "complete", "lfs-verify": "verify"}.get(
@@ -227,12 +229,7 @@ class Handler(BaseHTTPRequestHandler):
         repo, revision = found
         lines = [json.loads(line) for line in self.body.splitlines() if line]
         header = lines[0]["value"]
-        number = None
-        if self.query.get("create_pr"):
-            number = 1 + sum(name.startswith("refs/pr/") for name in repo.trees)
-            self.server.branch(repo, f"refs/pr/{number}", dict(repo.trees[revision]))
-            revision = f"refs/pr/{number}"
-        elif header.get("parentCommit") not in (None, repo.heads[revision]):
+        if header.get("parentCommit") not in (None, repo.heads[revision]):
             self.refuse(412, "A commit has happened since. Please refresh and try again.")
             return
         tree = dict(repo.trees[revision])
@@ -251,11 +248,33 @@ class Handler(BaseHTTPRequestHandler):
                 return
         self.server.branch(repo, revision, tree)
         repo.history.append((revision, tree))
+        if self.doubled:
+            self.refuse(412, "A commit has happened since. Please refresh and try again.")
+            return
         name = "/".join(self.words[2:4])
         address = f"{self.server.url}/{name}"
         self.answer(200, {"success": True, "commitOid": repo.heads[revision],
-                          "commitUrl": f"{address}/commit/{repo.heads[revision]}",
-                          **({"pullRequestUrl": f"{address}/discussions/{number}"} if number else {})})  # fmt: skip
+                          "commitUrl": f"{address}/commit/{repo.heads[revision]}"})  # fmt: skip
+
+    def do_discussions(self) -> None:
+        """Open a draft, look at it, or make it ready."""
+        name = "/".join(self.words[2:4])
+        repo, numbers = self.server.repos[name], self.words[5:]
+        if not numbers:
+            number = 1 + len(repo.pull_requests)
+            repo.pull_requests[number] = "draft"
+            self.server.branch(repo, f"refs/pr/{number}", dict(repo.trees["main"]))
+            self.answer(200, {"num": number})
+        elif numbers[1:] == ["status"]:
+            repo.pull_requests[int(numbers[0])] = json.loads(self.body)["status"]
+            self.answer(200, {"newStatus": {"id": "1", "type": "status-change", "createdAt": WHEN,
+                                            "data": {"status": json.loads(self.body)["status"]}}})  # fmt: skip
+        else:
+            number = int(numbers[0])
+            self.answer(200, {"title": "a pull request", "num": number, "createdAt": WHEN, "events": [],
+                              "status": repo.pull_requests[number], "repo": {"name": name, "type": "model"},
+                              "isPullRequest": True, "changes": {"base": "refs/heads/main"},
+                              "filesWithConflicts": []})  # fmt: skip
 
     def do_resolve(self) -> None:
         repo = self.server.repos["/".join(self.words[:2])]

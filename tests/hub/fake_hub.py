@@ -32,6 +32,7 @@ class Repo:
     private: bool
     trees: dict[str, dict[str, Entry]] = field(default_factory=dict)
     heads: dict[str, str] = field(default_factory=dict)
+    pull_requests: dict[int, str] = field(default_factory=dict)  # number -> draft, open
     history: list[tuple[str, dict[str, Entry]]] = field(default_factory=list)
 
 

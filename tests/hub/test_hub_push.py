@@ -72,7 +72,7 @@ def test_trouble_on_the_way_is_survived(hub: FakeHub, proven: Path, kind: str, t
     assert set(hub.finished.values()) == {1}
 
 
-@pytest.mark.parametrize("trouble", [500, 503, "reset", "lost"])
+@pytest.mark.parametrize("trouble", [500, 503, "reset", "lost", "doubled"])
 @pytest.mark.parametrize("which", [1, 2, 3])
 def test_a_commit_that_fails_is_tried_again(hub: FakeHub, proven: Path, trouble: int | str, which: int) -> None:
     hub.trouble = lambda kind, count: trouble if kind == "commit" and count == which else None
@@ -95,6 +95,7 @@ def test_a_pull_request_holds_everything_and_main_nothing(hub: FakeHub, proven: 
     done = send(proven, private=None, create_pr=True)
     assert done.revision == "refs/pr/1" and done.pull_request and done.pull_request.endswith("/discussions/1")
     assert_whole(hub, proven, revision="refs/pr/1")
+    assert hub.repos[REPO].pull_requests == {1: "open"}
     assert hub.repos[REPO].trees["main"] == {}
     assert send(proven, private=None, revision="refs/pr/1").sent == []
 
@@ -104,8 +105,11 @@ def test_a_pull_request_that_broke_off_says_how_to_go_on(hub: FakeHub, proven: P
     hub.trouble = lambda kind, count: 403 if kind == "commit" and count == 2 else None
     with pytest.raises(HubError, match="go on with --revision refs/pr/1"):
         send(proven, private=None, create_pr=True)
-    send(proven, private=None, revision="refs/pr/1")
+    assert hub.repos[REPO].pull_requests == {1: "draft"}
+    done = send(proven, private=None, revision="refs/pr/1")
+    assert done.pull_request and done.pull_request.endswith("/discussions/1")
     assert_whole(hub, proven, revision="refs/pr/1")
+    assert hub.repos[REPO].pull_requests == {1: "open"}
     assert set(hub.finished.values()) == {1}
 
 
@@ -168,6 +172,12 @@ def test_another_checkpoint_is_not_overwritten_in_sight_of_its_readers(hub: Fake
     with pytest.raises(HubError, match="holds another checkpoint"):
         send(proven)
     assert send(proven, create_pr=True).revision == "refs/pr/1"
+
+
+def test_a_pull_request_for_nothing_is_not_opened(hub: FakeHub, proven: Path) -> None:
+    send(proven)
+    done = send(proven, create_pr=True)
+    assert (done.revision, done.pull_request, done.sent, hub.repos[REPO].pull_requests) == ("main", None, [], {})
 
 
 def test_a_hub_that_lost_a_byte_is_noticed(hub: FakeHub, proven: Path) -> None:

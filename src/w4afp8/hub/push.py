@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from w4afp8 import card
+from w4afp8._version import __version__
 from w4afp8.errors import CheckpointError, HubError, RecipeError, ValidationError, raise_all
 from w4afp8.hub import secrets, shipment
-from w4afp8.hub.refusals import explain, is_transient
-from w4afp8.hub.remote import MAIN, Remote
-from w4afp8.hub.shipment import LAST, Phase, is_weight
+from w4afp8.hub.refusals import explain, is_transient, status_of
+from w4afp8.hub.remote import MAIN, PULL_REQUEST, Remote, RemoteFile
+from w4afp8.hub.shipment import LAST, File, Phase, is_weight
 from w4afp8.validate import gate
 from w4afp8.validate.findings import Progress, silent
 from w4afp8.validate.gate import Gate, State
@@ -25,6 +26,7 @@ from w4afp8.validate.gate import Gate, State
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 ATTEMPTS = 6  # per phase
 LONGEST_WAIT_S = 30.0
+CONFLICTS = (409, 412)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,28 +124,37 @@ def _ask_the_gate(folder: Path, force: str | None, on_progress: Progress) -> Gat
 def _deliver(
     remote: Remote, folder: Path, pushed: Pushed, order: Order, on_progress: Progress, pause: Callable[[float], None]
 ) -> None:
-    opening = order.create_pr
-    if not opening:
-        _refuse_another_checkpoint(remote, pushed.phases)
+    there = _listing(remote)
+    if not order.create_pr:
+        _refuse_another_checkpoint(remote, there, pushed.phases)
+    elif any(_missing(phase, there) for phase in pushed.phases):
+        remote.begin_pull_request(f"Add {folder.resolve().name}", f"Sent by w4afp8 {__version__}; see README.md.")
     for done, phase in enumerate(pushed.phases):
         on_progress("phases", done, len(pushed.phases))
-        if _send_phase(remote, folder, phase, pushed, opening, pause):
-            opening = False
+        pushed.sent += _send_phase(remote, folder, phase, pause)
     on_progress("phases", len(pushed.phases), len(pushed.phases))
     _read_back(remote, pushed)
+    remote.end_pull_request()
     pushed.revision, pushed.pull_request = remote.revision, remote.pull_request
 
 
-def _refuse_another_checkpoint(remote: Remote, phases: tuple[Phase, ...]) -> None:
-    """New weights under an index that is visible already would be a broken download until the push ends."""
+def _listing(remote: Remote) -> dict[str, RemoteFile]:
     try:
-        there = remote.files()
+        return remote.files()
     except Exception as error:
-        raise explain(error, f"listing {remote.repo}") from error
+        raise explain(error, f"listing {remote.repo} at {remote.revision}") from error
+
+
+def _missing(phase: Phase, there: Mapping[str, RemoteFile]) -> list[File]:
+    """The files that are not there with the same content."""
+    return [file for file in phase.files if file.name not in there or not there[file.name].is_same(file)]
+
+
+def _refuse_another_checkpoint(remote: Remote, there: Mapping[str, RemoteFile], phases: tuple[Phase, ...]) -> None:
+    """New weights under an index that is visible already would be a broken download until the push ends."""
     published = [name for name in LAST if name in there]
-    files = {file.name: file for phase in phases for file in phase.files}
-    missing = [n for n, f in files.items() if is_weight(n) and (n not in there or not there[n].is_same(f))]
-    if published and missing and not remote.revision.startswith("refs/pr/"):
+    missing = [file.name for phase in phases for file in _missing(phase, there) if is_weight(file.name)]
+    if published and missing and not remote.revision.startswith(PULL_REQUEST):
         raise HubError(
             f"{remote.repo} at {remote.revision} holds another checkpoint: it has {' and '.join(published)}, and "
             f"{len(missing)} weight files differ, first {missing[0]}; "
@@ -151,23 +162,23 @@ def _refuse_another_checkpoint(remote: Remote, phases: tuple[Phase, ...]) -> Non
         )
 
 
-def _send_phase(
-    remote: Remote, folder: Path, phase: Phase, pushed: Pushed, opening: bool, pause: Callable[[float], None]
-) -> bool:
-    """Send what is not there, True when there was anything; after a broken line or a busy server look again and go on.
-
-    A commit that opens a pull request is tried once: trying again could open two.
-    """
+def _send_phase(remote: Remote, folder: Path, phase: Phase, pause: Callable[[float], None]) -> list[str]:
+    """Send what is not there, by name; after a broken line or a busy server look again and go on."""
+    sent: list[str] = []
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            there = remote.files()
-            waiting = [f for f in phase.files if f.name not in there or not there[f.name].is_same(f)]
+            head = remote.head()  # before the list: a commit by somebody else after it is a conflict
+            waiting = _missing(phase, remote.files())
             if waiting:
-                remote.send(folder, waiting, phase.title, remote.head(), opening)
-                pushed.sent += [file.name for file in waiting]
-            return bool(waiting)
+                sent = [file.name for file in waiting]
+                remote.send(folder, waiting, phase.title, head)
+            return sent
         except Exception as error:
-            if opening or attempt == ATTEMPTS or not is_transient(error):
+            # A commit whose answer was lost is repeated by the client, and meets itself as a conflict.
+            ours = bool(sent) and status_of(error) in CONFLICTS and not _missing(phase, _listing(remote))
+            if ours:
+                return sent
+            if attempt == ATTEMPTS or not is_transient(error):
                 raise explain(error, f"sending {phase.title} to {remote.repo}") from error
             pause(min(LONGEST_WAIT_S, 2.0**attempt))
     raise AssertionError("the last attempt returns or raises")
@@ -175,10 +186,7 @@ def _send_phase(
 
 def _read_back(remote: Remote, pushed: Pushed) -> None:
     """Compare what the Hub lists now with what was meant: sizes and digests, file by file."""
-    try:
-        there = remote.files()
-    except Exception as error:
-        raise explain(error, f"reading {remote.repo} back") from error
+    there = _listing(remote)
     files = {file.name: file for phase in pushed.phases for file in phase.files}
     wrong = [
         f"{name}: found {there[name].bytes} bytes" + ("" if there[name].bytes != file.bytes else " of other content")

@@ -14,6 +14,7 @@ from w4afp8.hub.refusals import explain, status_of
 from w4afp8.hub.shipment import File
 
 MAIN = "main"
+PULL_REQUEST = "refs/pr/"
 NO_LOGIN = "not logged in to the Hub: run `hf auth login`, or set HF_TOKEN"
 
 
@@ -104,21 +105,37 @@ class Remote:
                 found[entry.path] = RemoteFile(entry.lfs.size if entry.lfs else entry.size, digest, entry.blob_id)
         return found
 
-    def send(self, folder: Path, files: Iterable[File], title: str, parent: str, create_pr: bool) -> None:
+    def send(self, folder: Path, files: Iterable[File], title: str, parent: str) -> None:
         """Upload and commit `files`, on top of `parent` and nothing else; content that is there is not sent again."""
-        done = self._api.upload_folder(
+        self._api.upload_folder(
             repo_id=self.repo,
             folder_path=folder,
             allow_patterns=[glob.escape(file.name) for file in files],
             commit_message=f"w4afp8: {title}",
-            revision=None if create_pr else self.revision,
-            parent_commit=None if create_pr else parent,
-            create_pr=create_pr,
+            revision=self.revision,
+            parent_commit=parent,
         )
-        if create_pr:
-            if not done.pr_revision:
-                raise HubError(f"{self.repo}: the Hub opened no pull request")
-            self.revision, self.pull_request = done.pr_revision, done.pr_url
+
+    def begin_pull_request(self, title: str, description: str) -> None:
+        """A draft against main, to which everything that follows is sent."""
+        try:
+            draft = self._api.create_pull_request(self.repo, title=title, description=description)
+        except Exception as error:
+            raise explain(error, f"opening a pull request at {self.repo}") from error
+        self.revision, self.pull_request = draft.git_reference, draft.url
+
+    def end_pull_request(self) -> None:
+        """A draft becomes ready to be looked at; one that is open already stays so.  Nothing on a branch."""
+        if not self.revision.startswith(PULL_REQUEST):
+            return
+        number = int(self.revision.removeprefix(PULL_REQUEST))
+        try:
+            found = self._api.get_discussion_details(self.repo, number)
+            if found.status == "draft":
+                self._api.change_discussion_status(self.repo, number, "open")
+        except Exception as error:
+            raise explain(error, f"opening the pull request {self.revision} of {self.repo}") from error
+        self.pull_request = found.url
 
 
 def check_login() -> None:
