@@ -107,6 +107,8 @@ def test_an_evaluation_becomes_a_row(folder: Path) -> None:
     (folder / "w4afp8/evaluation.json").write_text(json.dumps([EVALUATION, EVALUATION | {"activations": "static"}]))
     text = text_of(folder)
     assert "| held-out.jsonl | 1,024 | token | 0.0123 | 5.432 | 5.123 | 98.7 % |" in text
+    (folder / "w4afp8/evaluation.json").write_text(json.dumps([EVALUATION | {"data": "a|b.txt"}]))
+    assert "| a\\|b.txt |" in text_of(folder), "a name broke the table"
     assert "| static |" in text and "Not evaluated" not in text
 
 

@@ -1,0 +1,66 @@
+"""`w4afp8 validate` at the command line: what it writes, when it writes nothing, and what it cannot mean."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from w4afp8.cli import cli, code_of
+from w4afp8.validate import gate
+from w4afp8.validate.gate import State
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """(exit code, standard output, standard error) of a validation."""
+
+    def invoke(*words: object) -> tuple[int, str, str]:
+        arguments = ["validate", *map(str, words)]
+        code = code_of(lambda: cli.main(args=arguments, standalone_mode=False))
+        return code, *capsys.readouterr()
+
+    return invoke
+
+
+@pytest.fixture
+def out(quantized_toy: tuple[Path, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(quantized_toy[1], tmp_path / "out"))
+
+
+def test_full_proves_and_quick_looks(run: Run, out: Path, quantized_toy: tuple[Path, Path]) -> None:
+    source = quantized_toy[0]
+    assert run(out, "--against", source, "--quick")[0] == 0
+    assert json.loads((out / "w4afp8/validation.json").read_text())["mode"] == "quick"
+    assert gate.state(out).state is State.UNVALIDATED
+    assert run(out, "--against", source)[0] == 0
+    content = json.loads((out / "w4afp8/validation.json").read_text())
+    assert content["mode"] == "full" and gate.state(out).state is State.PROVEN
+    code, text, _ = run(out, "--against", source, "--quick")
+    assert code == 0 and "the proof of these very bytes is kept" in text
+    assert gate.state(out).state is State.PROVEN
+
+
+def test_no_report_writes_nothing(run: Run, out: Path, quantized_toy: tuple[Path, Path]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert run(out, "--against", quantized_toy[0], "--no-report")[0] == 0
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+
+
+def test_a_failure_is_exit_7_and_kept(run: Run, out: Path, quantized_toy: tuple[Path, Path]) -> None:
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {"vocab_size": 3}))
+    code, _, err = run(out, "--against", quantized_toy[0], "--quick")
+    assert code == 7 and "the checkpoint is not what it promises" in err
+    assert gate.state(out).state is State.FAILED
+
+
+def test_two_samples_are_refused(run: Run, out: Path) -> None:
+    code, _, err = run(out, "--quick", "--sample", 3)
+    assert code == 2 and "give one" in err
+    assert run(out / "none")[0] == 3
