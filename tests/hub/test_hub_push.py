@@ -14,7 +14,7 @@ from w4afp8.checkpoint.reader import CONFIG, INDEX
 from w4afp8.errors import CheckpointError, HubError, RecipeError, ValidationError
 from w4afp8.hub.push import Order, Pushed, push
 from w4afp8.hub.shipment import is_weight
-from w4afp8.validate import validate
+from w4afp8.validate import gate, validate
 
 REPO = "org/toy"
 
@@ -47,6 +47,7 @@ def test_a_push_arrives_and_what_is_downloaded_validates(
     back = Path(snapshot_download(REPO, local_dir=tmp_path / "back", endpoint=hub.url))
     report = validate(back, quantized_toy[0])
     assert report.proven, report.problems
+    assert gate.state(back).state is gate.State.PROVEN, "who downloads it can compare every byte with the proof"
     requests = dict(hub.seen)
     assert send(proven).sent == []
     assert hub.seen["commit"] == requests["commit"], "a push of what is there commits nothing"

@@ -21,7 +21,7 @@ from w4afp8.checkpoint.reader import read_json
 from w4afp8.errors import CheckpointError, ValidationError
 from w4afp8.validate import carried, experts, gemm, values
 from w4afp8.validate.findings import ValidationReport
-from w4afp8.validate.seal import VALIDATION, FileSeal, Seal, digest, read_seal, sealed_files
+from w4afp8.validate.seal import VALIDATION, FileSeal, Seal, digests, read_seal, sealed_files
 
 QUICK_SAMPLE = 4  # experts per layer
 MOST_NAMED = 10  # changed files that a message lists
@@ -129,13 +129,16 @@ def _changed(
     resized = [name for name in both if here[name].stat().st_size != seal.files[name].bytes]
     for name in resized:
         yield f"{name} has {here[name].stat().st_size} bytes, had {seal.files[name].bytes}"
-    for done, name in enumerate(both):
-        if on_progress:
-            on_progress("digests", done, len(both))
-        if name in resized or (not deep and here[name].stat().st_mtime_ns == seal.files[name].mtime_ns):
-            continue
-        if digest(here[name]) != seal.files[name].sha256:
+    suspect = [name for name in both if name not in resized and (deep or _is_touched(here[name], seal.files[name]))]
+    for done, (name, found) in enumerate(zip(suspect, digests(here[name] for name in suspect)), 1):
+        if found != seal.files[name].sha256:
             yield f"{name} has other bytes"
+        if on_progress:
+            on_progress("digests", done, len(suspect))
+
+
+def _is_touched(path: Path, seal: FileSeal) -> bool:
+    return path.stat().st_mtime_ns != seal.mtime_ns
 
 
 def _is_proof_of(folder: Path, seal: Seal) -> bool:

@@ -6,7 +6,8 @@ A file's SHA-256 is the one that `sha256sum` prints and that the Hub shows besid
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ ABOUT = (
     f"{OWN_FOLDER}/evaluation.json",
 )  # fmt: skip
 CHUNK_BYTES = 8 << 20
+READERS = 4  # hashing leaves the interpreter's lock, and is slower than a disk
 TENSORS = ".safetensors"
 
 
@@ -74,21 +76,20 @@ def sealed_files(folder: Path) -> dict[str, Path]:
 
 
 def take_seal(folder: Path, on_progress: Callable[[str, int, int], None] | None = None) -> Seal:
-    """Read every byte once.  Memory is one chunk.
+    """Read every byte once, some files at a time.  Memory is a chunk each.
 
     A weight file whose header lies is sealed as a file alone: its tensors cannot be told apart.
     """
     files: dict[str, FileSeal] = {}
     tensors: dict[str, str] = {}
     paths = sealed_files(folder)
-    for done, (name, path) in enumerate(paths.items()):
-        if on_progress:
-            on_progress("digests", done, len(paths))
-        files[name], found = seal_file(path)
-        if name in (path.name, f"./{path.name}"):  # the checkpoint's own tensors stand beside config.json
-            tensors |= found
-    if on_progress:
-        on_progress("digests", len(paths), len(paths))
+    with ThreadPoolExecutor(READERS) as pool:
+        for done, (name, (seal, found)) in enumerate(zip(paths, pool.map(seal_file, paths.values())), 1):
+            files[name] = seal
+            if "/" not in name:  # the checkpoint's own tensors stand beside config.json
+                tensors |= found
+            if on_progress:
+                on_progress("digests", done, len(paths))
     return Seal(files, dict(sorted(tensors.items())))
 
 
@@ -116,6 +117,12 @@ def seal_file(path: Path) -> tuple[FileSeal, dict[str, str]]:
         for chunk in iter(lambda: file.read(CHUNK_BYTES), b""):
             whole.update(chunk)
     return FileSeal(before.st_size, before.st_mtime_ns, whole.hexdigest()), tensors
+
+
+def digests(paths: Iterable[Path]) -> Iterator[str]:
+    """Each file's SHA-256, in order, some files at a time."""
+    with ThreadPoolExecutor(READERS) as pool:
+        yield from pool.map(digest, paths)
 
 
 def digest(path: Path) -> str:
