@@ -35,11 +35,7 @@ def test_a_directory_wins_over_the_hub(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     ("name", "identifier"),
-    [
-        ("DeepSeek-R1", "deepseek-ai/DeepSeek-R1"),
-        ("deepseek-v3.1", "deepseek-ai/deepseek-v3.1"),
-        ("org/name", "org/name"),
-    ],
+    [("DeepSeek-R1", "deepseek-ai/DeepSeek-R1"), ("deepseek-v3.1", "deepseek-ai/deepseek-v3.1"), ("org/name", "org/name")],
 )
 def test_a_bare_name_of_a_family_is_its_publishers(snapshots: list[Any], name: str, identifier: str) -> None:
     hub.find_model(name, "main")
