@@ -8,6 +8,7 @@ Two kinds, told apart by what they define:
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from functools import cache
 
 from w4afp8 import registry
@@ -50,17 +51,24 @@ def suffixes() -> tuple[str, ...]:
     return tuple(sorted({part.suffix for name in names() for part in get(name).parts}))
 
 
-def detect(weight: TensorSpec, siblings: dict[str, TensorSpec], n: int, k: int) -> WeightFormat:
-    """The format of a matrix [n, k] stored under `weight.name`, decided by dtypes and shapes, never by a config.
+@cache
+def carriers() -> tuple[str, ...]:
+    """What a tensor that holds a weight's codes may be called: without one of these there is no weight."""
+    return tuple(sorted({get(name).parts[0].suffix for name in names()}))
 
-    `siblings` are the tensors whose names begin with the weight's stem.
+
+def detect(stem: str, siblings: Mapping[str, TensorSpec], n: int, k: int) -> WeightFormat:
+    """The format of the matrix [n, k] whose tensors begin with `stem`, decided by dtypes and shapes, never by a config.
+
+    `siblings` are those tensors, by name.
     Raises: FormatError saying what each format missed.
     """
     refusals = []
     for name in names():
         candidate = get(name)
-        why = candidate.refusal(weight.name, siblings, n, k)
+        why = candidate.refusal(stem, siblings, n, k)
         if why is None:
             return candidate
         refusals.append(f"{name}: {why}")
-    raise FormatError(f"{weight}: expected a matrix [{n}, {k}], no format reads it\n  " + "\n  ".join(refusals))
+    found = ", ".join(str(spec) for spec in siblings.values())
+    raise FormatError(f"{found}: expected a matrix [{n}, {k}], no format reads it\n  " + "\n  ".join(refusals))

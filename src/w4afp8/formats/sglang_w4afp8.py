@@ -72,6 +72,7 @@ def _side_files(source: Mapping[str, Any]) -> dict[str, Any]:
 WEIGHT = WeightFormat(
     name="sglang_w4afp8",
     bits=4,
+    form=GroupWeight,
     parts=(Part(".weight", ("I8",), _packed), Part(".weight_scale_inv", ("F32",), _scales)),
     unpack=_unpack,
     pack=_pack,
