@@ -106,6 +106,14 @@ def test_every_part_stands_on_exactly_one_floor() -> None:
     assert here == set(parts), "FLOORS and src/w4afp8 disagree"
 
 
+def test_the_documented_floors_are_these() -> None:
+    table = (PACKAGE.parent.parent / "docs" / "house.md").read_text()
+    documented: dict[int, set[str]] = {}
+    for floor, rooms in re.findall(r"^\| (\d+) \| ([^|]*) \|", table, re.M):
+        documented.setdefault(int(floor), set()).update(room.strip("/") for room in re.findall(r"`([^`]+)`", rooms))
+    assert documented == {floor: set(parts) - {"_version"} for floor, parts in enumerate(FLOORS)}
+
+
 def test_what_proves_is_apart_from_what_makes() -> None:
     mixed = [
         f"{path.relative_to(PACKAGE.parent)}:{line}: imports {other}"

@@ -35,17 +35,19 @@ def test_a_directory_wins_over_the_hub(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     ("name", "identifier"),
-    [("DeepSeek-R1", "deepseek-ai/DeepSeek-R1"), ("deepseek-v3.1", "deepseek-ai/deepseek-v3.1"), ("org/name", "org/name")],
+    [
+        ("DeepSeek-R1", "deepseek-ai/DeepSeek-R1"),
+        ("deepseek-v3.1", "deepseek-ai/deepseek-v3.1"),
+        ("org/name", "org/name"),
+    ],
 )
 def test_a_bare_name_of_a_family_is_its_publishers(snapshots: list[Any], name: str, identifier: str) -> None:
     hub.find_model(name, "main")
     assert snapshots == [(identifier, "main", "model", None)]
 
 
-@pytest.mark.parametrize("name", ["./DeepSeek-R1", "/no/where", "~/models", "a/b/c", "..", "llama"])
+@pytest.mark.parametrize("name", ["./DeepSeek-R1", "/no/where", "~/models", "a/b/c", "llama"])
 def test_what_is_neither_is_refused_without_asking(snapshots: list[Any], name: str) -> None:
-    if Path(name).is_dir():
-        pytest.skip("a directory")
     with pytest.raises(RecipeError, match="no such directory"):
         hub.find_model(name)
     assert snapshots == []

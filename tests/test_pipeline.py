@@ -142,8 +142,8 @@ def test_mtp_can_be_dropped_whole(toy: Toy, small_recipe: Small, tmp_path: Path)
     assert inspect_json(out, False)["mtp_layers"] == 0
 
 
-@pytest.mark.parametrize("changes", [{"num_nextn_predict_layers": 0}, {"first_k_dense_replace": 0}, {"q_lora_rank": None},
-                                     {"num_nextn_predict_layers": 2}])  # fmt: skip
+@pytest.mark.parametrize("changes", [{"num_nextn_predict_layers": 0}, {"q_lora_rank": None},
+                                     {"first_k_dense_replace": 0}, {"num_nextn_predict_layers": 2}])  # fmt: skip
 def test_other_shapes_of_the_family_run_too(
     toy: Toy, small_recipe: Small, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
@@ -217,7 +217,7 @@ def test_too_small_a_machine_is_refused_before_anything_is_written(
 def test_a_device_that_is_not_there_is_refused(toy: Toy, small_recipe: Small, tmp_path: Path, device: str) -> None:
     if device == "cuda" and torch.cuda.is_available():
         pytest.skip("it is there")
-    with pytest.raises(RecipeError, match="compute.device"):
+    with pytest.raises(RecipeError, match=r"compute.device"):
         run(toy(), small_recipe(compute={"device": device}), tmp_path / "out")
 
 
@@ -246,7 +246,7 @@ def test_directories_of_others_are_never_touched(toy: Toy, small_recipe: Small, 
 def test_a_full_disk_loses_nothing(
     toy: Toy, small_recipe: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ENOSPC in the middle: no config, no half shard under a final name, and the same command goes on to the same bytes."""
+    """ENOSPC in the middle: no config, no half shard under a final name, the same command goes on to the same bytes."""
     source, out = toy(), tmp_path / "out"
     run(source, small_recipe(), tmp_path / "whole")
     write, left = os.pwrite, [60]
@@ -281,7 +281,7 @@ def test_a_bad_number_of_a_method_is_not_written(
 
     monkeypatch.setattr(rtn, "round_to_nearest", broken)
     with pytest.raises(
-        QuantizationError, match="model.layers.1.mlp.experts.0.gate_proj.weight: the scale of row 0, group 0"
+        QuantizationError, match=r"model.layers.1.mlp.experts.0.gate_proj.weight: the scale of row 0, group 0"
     ):
         run(toy(), small_recipe(compute={"survey": "none"}), tmp_path / "out")
     assert not (tmp_path / "out" / "config.json").exists()

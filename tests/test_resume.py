@@ -1,4 +1,4 @@
-"""Killed at any moment, run again, byte-identical: the promise, tried between every two things a run does to the disk."""
+"""Killed at any moment, run again, byte-identical: tried between any two things a run does to the disk."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from w4afp8.recipes._recipe import Recipe, Resume
 
 Toy = Callable[..., Path]
 Small = Callable[..., Recipe]
+REFUSED = 18  # and for any other ResumeError
 FINISHED = 17  # a child's exit code for "this output is finished already"
 # What a run does to the disk.  A child counts them and kills itself before the n-th.
 STEPS = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir", "open", "pwrite")
@@ -79,7 +80,7 @@ def in_child(work: Callable[[], int]) -> int:
             torch.set_num_threads(1)  # renews the thread pool that the fork left behind
             code = work()
         except ResumeError as error:
-            code = FINISHED if "holds a finished checkpoint" in str(error) else 98
+            code = FINISHED if "holds a finished checkpoint" in str(error) else REFUSED
         except BaseException:
             traceback.print_exc()
         finally:
@@ -111,11 +112,14 @@ def trial(tmp_path_factory: pytest.TempPathFactory, miniature: Path, miniature_c
          "calibration": {"tokens": 128, "sequence": 32}, "coverage": {"min_tokens": 0}}, "x")  # fmt: skip
 
     def work(
-        out: Path, countdown: int | None = None, listener: Callable[[dict[str, Any]], None] = lambda e: None
+        out: Path,
+        countdown: int | None = None,
+        listener: Callable[[dict[str, Any]], None] = lambda e: None,
+        resume: Resume = Resume.AUTO,
     ) -> int:
         counter = Countdown(countdown)
         counter.install()
-        run(folder / "source", recipe, out, listener=listener)
+        run(folder / "source", recipe, out, listener=listener, resume=resume)
         (folder / "steps").write_text(str(counter.seen))
         return 0
 
@@ -179,7 +183,7 @@ def test_the_children_of_this_test_do_fail_when_bytes_differ(trial: Any, tmp_pat
     out = tmp_path / "out"
     assert wait(in_child(lambda: work(out))) == 0
     (out / "config.json").write_text("{}")
-    with pytest.raises(AssertionError, match="config.json"):
+    with pytest.raises(AssertionError, match=r"config.json"):
         finish_and_compare(work, out, expected, "x")
 
 
@@ -212,6 +216,7 @@ def test_a_stopped_run_keeps_whole_layers_and_goes_on(
     stopped(source, small_recipe(), out, units)
     assert not (out / "config.json").exists() and not (out / "model.safetensors.index.json").exists()
     assert len(list((out / "w4afp8" / "state").glob("*.done.json"))) == units
+    assert len(list((out / "w4afp8" / "state").glob("*.states"))) == (units > 1), "the states of one layer, not of all"
     events: list[dict[str, Any]] = []
     run(source, small_recipe(), out, listener=events.append, resume=Resume.REQUIRED)
     assert [e["unit"] for e in events if e["event"] == "unit"] == [
@@ -317,17 +322,23 @@ def test_an_output_killed_while_publishing_can_be_begun_anew(trial: Any, tmp_pat
     work, expected, steps, _ = trial
     out = tmp_path / "out"
     assert wait(in_child(lambda: work(out, steps - 20 - 6 * step))) == -signal.SIGKILL
-    source, recipe = out.parent, None
-    del source, recipe
+    assert wait(in_child(lambda: work(out, resume=Resume.NEVER))) == 0
+    assert tree(out) == expected
 
-    def again() -> int:
-        import w4afp8.pipeline as p
 
-        before = p.run
-        p.run = lambda prepared, **more: before(prepared, resume=Resume.NEVER, **more)  # type: ignore[assignment]
-        return int(work(out))
-
-    assert wait(in_child(again)) == 0
+@pytest.mark.parametrize("step", range(0, 40, 5))
+def test_killed_while_it_clears_an_output_it_can_be_cleared_again(trial: Any, tmp_path: Path, step: int) -> None:
+    """And until then a run that would go on is refused, or still goes on to the right bytes."""
+    work, expected, steps, _ = trial
+    out = tmp_path / "out"
+    assert wait(in_child(lambda: work(out, steps - 30))) == -signal.SIGKILL
+    assert wait(in_child(lambda: work(out, step, resume=Resume.NEVER))) == -signal.SIGKILL
+    code = wait(in_child(lambda: work(out)))
+    if code == 0:
+        assert tree(out) == expected
+        return
+    assert code == REFUSED
+    assert wait(in_child(lambda: work(out, resume=Resume.NEVER))) == 0
     assert tree(out) == expected
 
 

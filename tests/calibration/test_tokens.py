@@ -98,7 +98,7 @@ def test_another_models_tokenizer_is_noticed(ab: tuple[Path, Path]) -> None:
 
 
 def test_a_checkpoint_without_tokenizer_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CalibrationError, match="found no tokenizer.json"):
+    with pytest.raises(CalibrationError, match=r"found no tokenizer.json"):
         CheckpointTokenizer(tmp_path)
 
 

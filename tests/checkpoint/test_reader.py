@@ -227,5 +227,5 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(sound: Path) -> None:
         os.truncate(sound / "one.safetensors", size - 4)
         read: list[Callable[[], Any]] = [lambda: reader.read("a"), lambda: list(reader.read_bytes("a"))]
         for attempt in read:
-            with pytest.raises(CheckpointError, match="a .*ends early"):
+            with pytest.raises(CheckpointError, match=r"a .*ends early"):
                 attempt()

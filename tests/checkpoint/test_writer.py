@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,28 @@ def test_an_error_leaves_no_name_and_the_next_attempt_succeeds(tmp_path: Path) -
         writer.put("a", torch.zeros(1))
     assert load_file(path)["a"].tolist() == [0.0]
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_bytes_are_durable_before_they_get_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fsync of the file, rename, fsync of the folder: in this order, or a power cut leaves a name without bytes."""
+    order: list[str] = []
+    sync, replace = os.fsync, Path.replace
+
+    def watch_sync(descriptor: int) -> None:
+        order.append("fsync " + Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        sync(descriptor)
+
+    def watch_replace(path: Path, target: Path) -> Path:
+        order.append(f"rename {path.name}")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", watch_sync)
+    monkeypatch.setattr(Path, "replace", watch_replace)
+    with ShardWriter(tmp_path / "x", [TensorSpec("a", "F32", (2,))]) as writer:
+        writer.put("a", torch.ones(2))
+    atomic.write_bytes(tmp_path / "y", b"y")
+    folder = f"fsync {tmp_path.name}"
+    assert order == ["fsync x.partial", "rename x.partial", folder, "fsync y.partial", "rename y.partial", folder]
 
 
 def test_small_files_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

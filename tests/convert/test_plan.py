@@ -96,7 +96,7 @@ def test_mtp_can_be_dropped_and_leaves_nothing_behind(miniature: Path) -> None:
 
 
 def test_native_mtp_is_refused_where_engines_cannot_load_it(miniature: Path) -> None:
-    with pytest.raises(RecipeError, match="mtp: native keeps the experts of layer 4 .*use mtp: quantize or mtp: drop"):
+    with pytest.raises(RecipeError, match=r"mtp: native keeps the experts of layer 4 .*use mtp: quantize or mtp: drop"):
         plan_of(miniature, build({"mtp": "native"}, "x"))
 
 
@@ -151,7 +151,7 @@ def test_the_source_config_is_kept_but_for_its_quantization(miniature: Path) -> 
 
 
 def test_bf16_sources_become_the_same_experts(toy: Callable[..., Path]) -> None:
-    """What stands beside the experts stays bf16; SGLang's FP8 linears cannot load that, and the plan says in which role."""
+    """What stands beside the experts stays bf16; SGLang's FP8 linears cannot load that; the plan names the roles."""
     plan = plan_of(toy(dtype="bf16"))
     lines = {line.role: line for line in plan.roles}
     assert lines["routed expert"].source_format == "bf16"

@@ -22,13 +22,26 @@ from w4afp8.errors import CheckpointError
 def test_side_files_are_everything_but_weights_and_what_is_rewritten(tmp_path: Path) -> None:
     kept = ["LICENSE", "README.md", "configuration_deepseek.py", "generation_config.json", "tokenizer.json",
             "inference/model.py", "figures/a.png"]  # fmt: skip
-    left = ["config.json", "model.safetensors.index.json", "model-00001-of-00002.safetensors", "pytorch_model.bin", "x.gguf",
+    left = ["config.json", "model.safetensors.index.json", "model-00001-of-00002.safetensors", "x.gguf", "a.bin",
             ".git/config", ".gitattributes", "hf_quant_config.json", "quant_cfg.json", "model.safetensors"]  # fmt: skip
     for name in (*kept, *left):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     (tmp_path / "empty").mkdir()
     assert side_files(tmp_path) == sorted(kept)
+
+
+def test_links_to_elsewhere_are_not_published(tmp_path: Path) -> None:
+    """A checkpoint that somebody else made must not carry this machine's files into an upload."""
+    model, secret = tmp_path / "model", tmp_path / "secret.txt"
+    model.mkdir()
+    secret.write_text("secret")
+    (model / "notes.txt").write_text("fine")
+    (model / "same.txt").symlink_to("notes.txt")
+    assert side_files(model) == ["notes.txt", "same.txt"]
+    (model / "README.md").symlink_to(secret)
+    with pytest.raises(CheckpointError, match=r"README\.md is a link out of the checkpoint"):
+        side_files(model)
 
 
 def unit() -> Unit:

@@ -17,8 +17,8 @@ from w4afp8.families._inventory import take_inventory
 from w4afp8.recipes._load import load
 from w4afp8.synthetic import _specs
 
-Disk = namedtuple("Disk", "total used free")  # noqa: PYI024
-Memory = namedtuple("Memory", "available")  # noqa: PYI024
+Disk = namedtuple("Disk", "total used free")
+Memory = namedtuple("Memory", "available")
 
 
 def needs_of(config: dict[str, Any], tokens: int, sequence: int = 512) -> Needs:

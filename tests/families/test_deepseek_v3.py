@@ -292,7 +292,7 @@ def test_a_config_of_another_shape_names_the_tensors_that_disagree(toy_config: d
 
 @pytest.mark.parametrize("model_type", [None, "llama", "deepseek_v32", "", 3, [], {}])
 def test_a_family_nobody_knows_is_refused(model_type: Any) -> None:
-    with pytest.raises(CheckpointError, match="model_type is .*known: .*deepseek_v3"):
+    with pytest.raises(CheckpointError, match=r"model_type is .*known: .*deepseek_v3"):
         families.of({"model_type": model_type})
     with pytest.raises(RecipeError, match="did you mean 'deepseek_v3'"):
         families.get("deepseek_v2")

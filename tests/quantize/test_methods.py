@@ -116,7 +116,7 @@ def test_starved_and_degenerate_experts_are_quantized_to_finite_numbers(name: st
         check(case, weight)
         assert torch.isfinite(weight.dequantize()).all()
         assert weight.codes_NK.min() >= -8 and weight.codes_NK.max() <= 7
-    errors, amax = measure(weights, given, result)
+    errors, amax = measure(weights, given, result, None)
     assert all(torch.isfinite(torch.tensor(list(site.values()))).all() for site in errors.values())
     assert amax >= 0
 
@@ -155,14 +155,14 @@ def test_a_down_fold_is_kept_where_it_pays_and_recorded() -> None:
 def test_no_bad_scale_passes_the_gate(bad: float) -> None:
     scale = torch.ones(2, 1)
     scale[1, 0] = bad
-    with pytest.raises(QuantizationError, match="model.x: the scale of row 1, group 0 is"):
+    with pytest.raises(QuantizationError, match=r"model.x: the scale of row 1, group 0 is"):
         check("model.x", GroupWeight(torch.zeros(2, 128, dtype=torch.int8), scale))
 
 
 def test_measured_errors_are_relative_mean_squares() -> None:
     weights, given = expert(), inputs(50)
     result = make("rtn").quantize(weights, given)
-    errors, amax = measure(weights, given, result)
+    errors, amax = measure(weights, given, result, None)
     y = swiglu(given.x_nH, weights.gate_IH, weights.up_IH, weights.down_HI)
     expected = ((output(result, given.x_nH) - y).square().sum() / y.square().sum()).item()
     assert errors["down"]["chosen"] == pytest.approx(expected, rel=1e-4)

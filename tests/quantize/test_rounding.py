@@ -123,6 +123,17 @@ def test_refitted_scales_never_raise_the_error(seed: int) -> None:
         assert error(weight[row], gram, q.codes_NK[row], scale[row]) <= before * 1.0001
 
 
+def test_a_refitted_scale_stays_positive_whatever_the_codes() -> None:
+    """Codes of the opposite sign ask for a negative scale; no consumer reads one."""
+    weight, gram = problem(11)
+    q = round_to_nearest(weight)
+    opposite = (-q.codes_NK).clamp(-8, 7)
+    scale = _scales.refit(weight, gram, opposite, q.scale_NG)
+    assert (scale > 0).all() and is_bf16(scale)
+    zero = _scales.refit(weight, gram, torch.zeros_like(q.codes_NK), q.scale_NG)
+    assert torch.equal(zero, q.scale_NG)
+
+
 @given(SEEDS)
 def test_feedback_under_a_diagonal_gram_is_plain_rounding(seed: int) -> None:
     """Where inputs are uncorrelated no column can repair another."""

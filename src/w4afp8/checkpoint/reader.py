@@ -87,10 +87,7 @@ class CheckpointReader:
             there = False
         if not there:
             raise CheckpointError(f"{shard}: listed in {INDEX} but not in {self.folder}; fetch it again")
-        target, home = path.resolve(), self.folder.resolve()
-        blobs = home.parent.parent / "blobs"  # the Hub cache: models--org--name/{blobs,snapshots/REVISION}
-        if target.parent != home and not (home.parent.name == "snapshots" and target.parent == blobs):
-            raise CheckpointError(f"{shard} is a link out of the checkpoint, to {target}; copy the file instead")
+        refuse_link_out(self.folder, path)
         return path
 
     def shard_path(self, shard: str) -> Path:
@@ -137,6 +134,15 @@ class CheckpointReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def refuse_link_out(folder: Path, path: Path) -> None:
+    """Raises: CheckpointError when a file of a checkpoint is a link to somewhere else on this machine."""
+    target, home = path.resolve(), folder.resolve()
+    blobs = home.parent.parent / "blobs"  # the Hub cache: models--org--name/{blobs,snapshots/REVISION}
+    if not target.is_relative_to(home) and not (home.parent.name == "snapshots" and target.parent == blobs):
+        name = path.relative_to(folder).as_posix()
+        raise CheckpointError(f"{name} is a link out of the checkpoint, to {target}; copy the file instead")
 
 
 def read_json(path: Path) -> dict[str, Any]:

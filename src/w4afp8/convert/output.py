@@ -30,6 +30,7 @@ def check(out: Path, source: Path, record_folder: str, journal: Journal, resume:
         raise ResumeError(f"{out} is not empty and holds no unfinished run of ours; choose another output (-o)")
     if resume is Resume.REQUIRED and not begun:
         raise ResumeError(f"{out} holds no unfinished run to resume")
+    side_files(source)  # what cannot be copied at the end is refused now
 
 
 def discard(out: Path, source: Path, plan: Plan, journal: Journal) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from w4afp8.checkpoint import atomic
-from w4afp8.checkpoint.reader import CONFIG, INDEX, SINGLE, CheckpointReader
+from w4afp8.checkpoint.reader import CONFIG, INDEX, SINGLE, CheckpointReader, refuse_link_out
 from w4afp8.checkpoint.writer import ShardWriter
 from w4afp8.convert.plan import Plan
 from w4afp8.families._spec import PROJECTIONS
@@ -22,12 +22,16 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msg
 
 
 def side_files(folder: Path) -> list[str]:
-    """Everything of a checkpoint that is neither weights nor rewritten: tokenizer, templates, code, licence."""
+    """Everything of a checkpoint that is neither weights nor rewritten: tokenizer, templates, code, licence.
+
+    Raises: CheckpointError for a link to somewhere else on this machine: its content would be published.
+    """
     found = []
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
         hidden = any(part.startswith(".") for part in relative.parts)
         if path.is_file() and not hidden and path.suffix not in WEIGHTS and relative.as_posix() not in REPLACED:
+            refuse_link_out(folder, path)
             found.append(relative.as_posix())
     return found
 

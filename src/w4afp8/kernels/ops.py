@@ -33,7 +33,8 @@ def quantize_fp8(x: Tensor, mode: str, scale: Tensor | None = None) -> tuple[Ten
     Modes: "token" (scale [T]), "tensor" (scale [1], static when given), "group128" (scale [T, K/128]).
     """
     checks.quantize(x, mode, scale)
-    return reference.quantize_fp8(x, mode, scale)
+    run = sm90.quantize_fp8 if sm90.quantizes(x, mode, scale) else reference.quantize_fp8
+    return run(x.contiguous(), mode, scale)
 
 
 def prepack(weight: Tensor, weight_scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,14 +98,34 @@ def fused_moe(
     routed_scaling_factor: float = 1.0,
     expert_begin: int = 0,
     layout: str = "canonical",
+    routed_experts: int = 0,
 ) -> Tensor:
     """The routed experts of one layer: x [T, H] -> [T, H].
 
     w13 is [E, 2I, H], gate rows first; w2 is [E, H, I].  Ids in `topk_ids` are global: this rank holds experts
     `expert_begin` .. `expert_begin + E - 1` and every other id adds nothing.  Without static input scales the
-    activations are quantized per token.
+    activations are quantized per token.  `routed_experts`, how many experts the router chooses from over all ranks (0:
+    those here), only tells the GPU's schedule how many choices to expect.
     """
     _check_moe(x, topk_ids, topk_weights, w13, w13_scale, w2, w2_scale, w13_input_scale, w2_input_scale, layout)
+    if sm90.serves(x, layout):
+        return sm90.fused_moe(
+            x,
+            topk_ids,
+            topk_weights,
+            w13,
+            w13_scale,
+            w2,
+            w2_scale,
+            w13_input_scale,
+            w2_input_scale,
+            swiglu_limit,
+            swiglu_alpha,
+            swiglu_beta,
+            routed_scaling_factor,
+            expert_begin,
+            routed_experts,
+        )
     return reference.fused_moe(
         x,
         topk_ids,
@@ -239,6 +260,7 @@ def _fake_fused_moe(
     routed_scaling_factor: float = 1.0,
     expert_begin: int = 0,
     layout: str = "canonical",
+    routed_experts: int = 0,
 ) -> Tensor:
     _check_moe(x, topk_ids, topk_weights, w13, w13_scale, w2, w2_scale, w13_input_scale, w2_input_scale, layout)
     return torch.empty_like(x)

@@ -15,27 +15,29 @@ SITES = ("gate_up", "down")
 
 
 def measure(
-    weights: ExpertWeights, inputs: ExpertInputs, result: ExpertResult
+    source: ExpertWeights, inputs: ExpertInputs, result: ExpertResult, scale_H: Tensor | None
 ) -> tuple[dict[str, dict[str, float]], float]:
     """Relative mean squared errors beside plain rounding's, and the largest magnitude that reaches `down`.
+
+    `source` is the expert before the layer's fold, `inputs` and `result` are after it (by `scale_H`, if any).
 
     `gate_up` is the error of silu(gate x) * (up x), `down` that of the expert's whole output, both against the source
     expert on its own calibration tokens, activations unrounded.
     """
-    variants = {
-        "rtn": tuple(round_to_nearest(w).dequantize() for w in (weights.gate_IH, weights.up_IH, weights.down_HI)),
-        "chosen": (result.gate.dequantize(), result.up.dequantize(), result.down.dequantize()),
-    }
-    squares = {site: dict.fromkeys((*variants, "size"), 0.0) for site in SITES}
+    exact = (source.gate_IH, source.up_IH, source.down_HI)
+    rounded = tuple(round_to_nearest(w).dequantize() for w in exact)
+    chosen = (result.gate.dequantize(), result.up.dequantize(), result.down.dequantize())
+    squares = {site: dict.fromkeys(("rtn", "chosen", "size"), 0.0) for site in SITES}
     largest = 0.0
-    for piece in pieces(len(inputs.x_nH), rows_per_piece(inputs.x_nH.shape[1], len(weights.gate_IH))):
-        x = inputs.x_nH[piece]
-        h = intermediate(x, weights.gate_IH, weights.up_IH)
-        y = h @ weights.down_HI.T
+    for piece in pieces(len(inputs.x_nH), rows_per_piece(inputs.x_nH.shape[1], len(source.gate_IH))):
+        folded = inputs.x_nH[piece]
+        x = folded if scale_H is None else folded * scale_H
+        h = intermediate(x, exact[0], exact[1])
+        y = h @ exact[2].T
         squares["gate_up"]["size"] += _squares(h)
         squares["down"]["size"] += _squares(y)
-        for name, (gate, up, down) in variants.items():
-            seen = intermediate(x, gate, up)
+        for name, given, (gate, up, down) in (("rtn", x, rounded), ("chosen", folded, chosen)):
+            seen = intermediate(given, gate, up)
             squares["down"][name] += _squares(seen @ down.T - y)
             if name == "chosen":
                 largest = max(largest, seen.abs().max().item())
@@ -43,7 +45,7 @@ def measure(
                     seen = seen * result.down_fold_I
             squares["gate_up"][name] += _squares(seen - h)
     errors = {
-        site: {name: found[name] / found["size"] if found["size"] else 0.0 for name in variants}
+        site: {name: found[name] / found["size"] if found["size"] else 0.0 for name in ("rtn", "chosen")}
         for site, found in squares.items()
     }
     return errors, largest

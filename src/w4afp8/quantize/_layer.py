@@ -77,11 +77,12 @@ def quantize_layer(
     experts: list[dict[str, Any]] = []
     for e, weights, inputs in view.experts():
         _add_output(weights, inputs, states_TH, routing.tokens_of(e)[0])
+        source = weights
         if scale_H is not None:
             weights = ExpertWeights(weights.gate_IH * scale_H, weights.up_IH * scale_H, weights.down_HI)
             inputs = ExpertInputs(inputs.x_nH.div_(scale_H), inputs.weight_n, inputs.routed, prior)
         result = method.quantize(weights, inputs)
-        errors, down_amax = measure(weights, inputs, result)
+        errors, down_amax = measure(source, inputs, result, scale_H)
         amax["down"] = max(amax["down"], down_amax)
         for name, weight in zip(expert_matrices(decoder.family, layer, e), (result.gate, result.up, result.down)):
             check(name, weight)

@@ -13,6 +13,7 @@ from torch import Tensor
 from w4afp8.numerics import groups
 from w4afp8.numerics.int4 import HIGHEST, LOWEST
 from w4afp8.quantize import _scales
+from w4afp8.quantize._graphs import replay
 
 # Columns whose errors are exchanged one by one; beyond them, by matrix products.  Divides a group.
 STRIP = 32
@@ -24,7 +25,11 @@ def feedback(weight_NK: Tensor, gram_KK: Tensor) -> tuple[Tensor, Tensor]:
     Shapes: float32 [N, K], damped [K, K] -> int8 [N, K], float32 [N, G].
     Agrees with: GPTQ (arXiv 2210.17323), Cholesky form, natural order.
     """
-    upper_KK = _feedback_factor(gram_KK)
+    codes_NK, scale_NG = replay(_walk, weight_NK, _feedback_factor(gram_KK))
+    return codes_NK, scale_NG
+
+
+def _walk(weight_NK: Tensor, upper_KK: Tensor) -> tuple[Tensor, Tensor]:
     rest_KN = weight_NK.T.contiguous()
     k, n = rest_KN.shape
     codes_KN = torch.empty_like(rest_KN)
@@ -66,7 +71,6 @@ def descend(weight_NK: Tensor, gram_KK: Tensor, codes_NK: Tensor, scale_NG: Tens
     residual_KN = gram_KK @ (groups.decode(codes_NK, scale_NG) - weight_NK).T
     diagonal_K = gram_KK.diagonal()
     for _ in range(sweeps):
-        changed = 0
         for begin in range(0, len(codes_KN), STRIP):
             strip = slice(begin, begin + STRIP)
             scale, block = scale_GN[begin // groups.GROUP], gram_KK[strip, strip]
@@ -80,9 +84,6 @@ def descend(weight_NK: Tensor, gram_KK: Tensor, codes_NK: Tensor, scale_NG: Tens
                 codes_KN[begin + j] = best
                 inner[j + 1 :].addr_(block[j, j + 1 :], steps[j])
             residual_KN.addmm_(gram_KK[:, strip], steps)
-            changed += int(torch.count_nonzero(steps))
-        if changed == 0:
-            break
     return codes_KN.T.to(torch.int8).contiguous()
 
 
@@ -90,6 +91,13 @@ def refine(
     weight_NK: Tensor, gram_KK: Tensor, codes_NK: Tensor, scale_NG: Tensor, rounds: int, sweeps: int
 ) -> tuple[Tensor, Tensor]:
     """Alternate descent on codes with least-squares scales, `rounds` times, and end on codes."""
+    codes_NK, scale_NG = replay(_refine, weight_NK, gram_KK, codes_NK, scale_NG, rounds=rounds, sweeps=sweeps)
+    return codes_NK, scale_NG
+
+
+def _refine(
+    weight_NK: Tensor, gram_KK: Tensor, codes_NK: Tensor, scale_NG: Tensor, rounds: int, sweeps: int
+) -> tuple[Tensor, Tensor]:
     for _ in range(rounds):
         codes_NK = descend(weight_NK, gram_KK, codes_NK, scale_NG, sweeps)
         scale_NG = _scales.refit(weight_NK, gram_KK, codes_NK, scale_NG)

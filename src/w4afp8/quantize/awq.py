@@ -55,11 +55,12 @@ class Awq(Method):
         min_gain: Annotated[float, Field(ge=0, lt=1)] = 0.02  # a fold must save this share of the loss
         max_routing_moves: Annotated[float, Field(ge=0, le=1)] = 0.0005  # share of tokens
         feedback: bool = True
-        rounds: Annotated[int, Field(ge=0)] = 2  # of descent and refit
+        rounds: Annotated[int, Field(ge=0)] = 1  # of descent and refit
         sweeps: Annotated[int, Field(ge=1)] = 2  # of descent in each round
         correct_down: bool = True
-        damping: Annotated[float, Field(gt=0)] = 0.03  # share of the mean diagonal
-        prior: Annotated[float, Field(ge=0)] = 6.0  # the layer's Gram counts as this many tokens per column
+        damping: Annotated[float, Field(gt=0)] = 0.1  # share of the mean diagonal
+        # The layer's share of an expert's Gram is prior / (prior + sqrt(tokens / columns)).
+        prior: Annotated[float, Field(ge=0)] = 2.0
 
     options: Options
 
@@ -169,8 +170,8 @@ class Awq(Method):
         if inputs.prior is not None and self.options.prior:
             prior = inputs.prior.gram_HH if expert is None else gram(intermediate(inputs.prior.sample_mH, *expert))
             tokens = effective_tokens(inputs.weight_n)
-            strength = self.options.prior * len(gram_KK)
-            kept = tokens / (tokens + strength)
+            knowledge = (tokens / len(gram_KK)) ** 0.5
+            kept = knowledge / (knowledge + self.options.prior)
             gram_KK = shrink(gram_KK, prior, kept)
         return damp(gram_KK, self.options.damping), kept
 

@@ -6,10 +6,12 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <cmath>
 #include <optional>
 #include <string>
 
 #include "sm90/grouped_gemm/launch.h"
+#include "sm90/moe/launch.h"
 
 namespace {
 
@@ -54,12 +56,104 @@ void grouped_gemm(const Tensor& x, const Tensor& x_scale, const Tensor& weight, 
   require_ok("grouped_gemm", w4afp8::grouped_gemm::run(schedule.c_str(), p, current_stream(x)));
 }
 
+w4afp8::moe::InType in_type(const Tensor& x) {
+  using w4afp8::moe::InType;
+  if (x.scalar_type() == ScalarType::BFloat16) return InType::kBFloat16;
+  return x.scalar_type() == ScalarType::Half ? InType::kFloat16 : InType::kFloat32;
+}
+
+const float* floats(const std::optional<Tensor>& x) {
+  return x.has_value() ? static_cast<const float*>(x->data_ptr()) : nullptr;
+}
+
+w4afp8::moe::Quantize quantize_params(const Tensor& x, const std::optional<Tensor>& static_scale, const Tensor& q,
+                                      const Tensor& scale, int64_t mode) {
+  w4afp8::moe::Quantize p{};
+  p.x = x.data_ptr();
+  p.type = in_type(x);
+  p.tokens = static_cast<int>(x.size(0));
+  p.cols = static_cast<int>(x.size(1));
+  p.mode = static_cast<w4afp8::moe::ScaleMode>(mode);
+  p.static_scale = floats(static_scale);
+  p.q = static_cast<uint8_t*>(q.data_ptr());
+  p.scale = static_cast<float*>(scale.data_ptr());
+  return p;
+}
+
+void quantize(const Tensor& x, const std::optional<Tensor>& static_scale, const Tensor& q, const Tensor& scale,
+              int64_t mode) {
+  require_ok("quantize_fp8", w4afp8::moe::quantize(quantize_params(x, static_scale, q, scale, mode), current_stream(x)));
+}
+
+void route_quantize(const Tensor& x, const std::optional<Tensor>& static_scale, const Tensor& topk_ids,
+                    int64_t expert_begin, const Tensor& q, const Tensor& scale, const Tensor& rows,
+                    const Tensor& offsets) {
+  w4afp8::moe::Routing r{};
+  r.ids = topk_ids.data_ptr();
+  r.ids_64 = topk_ids.scalar_type() == ScalarType::Long;
+  r.tokens = static_cast<int>(topk_ids.size(0));
+  r.top_k = static_cast<int>(topk_ids.size(1));
+  r.expert_begin = static_cast<int>(expert_begin);
+  r.experts = static_cast<int>(offsets.size(0)) - 1;
+  r.rows = static_cast<int*>(rows.data_ptr());
+  r.offsets = static_cast<int*>(offsets.data_ptr());
+  const bool few = r.tokens * r.top_k <= w4afp8::moe::kSmallPairs;
+  if (!few) require_ok("fused_moe", w4afp8::moe::route(r, current_stream(x)));
+  const auto p = quantize_params(x, static_scale, q, scale, static_scale.has_value() ? 1 : 0);
+  require_ok("fused_moe", w4afp8::moe::scatter_quantize(p, r, few, current_stream(x)));
+}
+
+void swiglu_quantize(const Tensor& gate_up, const Tensor& offsets, const std::optional<Tensor>& static_scale,
+                     const Tensor& q, const Tensor& scale, std::optional<double> limit, double alpha, double beta) {
+  w4afp8::moe::Activation p{};
+  p.gate_up = gate_up.data_ptr();
+  p.type = in_type(gate_up);
+  p.rows = static_cast<const int*>(offsets.data_ptr()) + offsets.size(0) - 1;
+  p.max_rows = static_cast<int>(gate_up.size(0));
+  p.cols = static_cast<int>(gate_up.size(1)) / 2;
+  p.limit = static_cast<float>(limit.value_or(INFINITY));
+  p.alpha = static_cast<float>(alpha);
+  p.beta = static_cast<float>(beta);
+  p.static_scale = floats(static_scale);
+  p.q = static_cast<uint8_t*>(q.data_ptr());
+  p.scale = static_cast<float*>(scale.data_ptr());
+  require_ok("fused_moe", w4afp8::moe::activate(p, current_stream(gate_up)));
+}
+
+void combine(const Tensor& down, const Tensor& rows, const Tensor& weights, double factor, const Tensor& out) {
+  w4afp8::moe::Combine p{};
+  p.down = down.data_ptr();
+  p.type = in_type(down);
+  p.rows = static_cast<const int*>(rows.data_ptr());
+  p.weights = static_cast<const float*>(weights.data_ptr());
+  p.tokens = static_cast<int>(weights.size(0));
+  p.top_k = static_cast<int>(weights.size(1));
+  p.cols = static_cast<int>(down.size(1));
+  p.factor = static_cast<float>(factor);
+  p.out = out.data_ptr();
+  require_ok("fused_moe", w4afp8::moe::combine(p, current_stream(down)));
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(w4afp8_sm90, m) {
   m.def(
       "grouped_gemm(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, Tensor? offsets, Tensor(a!) out, "
       "str schedule, int split_groups) -> ()");
+  m.def("quantize(Tensor x, Tensor? static_scale, Tensor(a!) q, Tensor(b!) scale, int mode) -> ()");
+  m.def(
+      "route_quantize(Tensor x, Tensor? static_scale, Tensor topk_ids, int expert_begin, Tensor(a!) q, "
+      "Tensor(b!) scale, Tensor(c!) rows, Tensor(d!) offsets) -> ()");
+  m.def(
+      "swiglu_quantize(Tensor gate_up, Tensor offsets, Tensor? static_scale, Tensor(a!) q, Tensor(b!) scale, "
+      "float? limit, float alpha, float beta) -> ()");
+  m.def("combine(Tensor down, Tensor rows, Tensor weights, float factor, Tensor(a!) out) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(w4afp8_sm90, CUDA, m) { m.impl("grouped_gemm", TORCH_BOX(&grouped_gemm)); }
+STABLE_TORCH_LIBRARY_IMPL(w4afp8_sm90, CUDA, m) {
+  m.impl("grouped_gemm", TORCH_BOX(&grouped_gemm));
+  m.impl("quantize", TORCH_BOX(&quantize));
+  m.impl("route_quantize", TORCH_BOX(&route_quantize));
+  m.impl("swiglu_quantize", TORCH_BOX(&swiglu_quantize));
+  m.impl("combine", TORCH_BOX(&combine));
+}

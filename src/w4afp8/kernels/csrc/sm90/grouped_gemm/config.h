@@ -50,7 +50,6 @@ struct Config {
   static constexpr bool kMovesRegisters = kMaxTokens > 8;
   static constexpr int kLoaderRegisters = kConsumers > 3 ? 32 : 40;
   static constexpr int kConsumerRegisters = (kShare * (kConsumers + 1) - kLoaderRegisters) / kConsumers / 8 * 8;
-  static constexpr int kBoxRows = kMaxTokens >= 96 ? kMaxTokens / 2 : kMaxTokens;  // of x per copy
   static constexpr int kScaleBox = kMaxTokens + 4;  // scales of a tile that begins at any row, copied from a multiple of 4
 
   struct Smem {
@@ -66,8 +65,7 @@ struct Config {
     ExpertPlan plan;
   };
   static_assert(kStageGroups == 1 || kStageGroups == 2, "the consumer alternates between two sets of registers");
-  static_assert(kBoxRows % 8 == 0, "a box of x is whole swizzle atoms");
-  static_assert(kStageGroups == 1 || kBoxRows == kMaxTokens, "a box spans every group of the stage");
+  static_assert(kMaxTokens % 8 == 0, "x is whole swizzle atoms of eight rows");
   static_assert(sizeof(Smem) <= kSharedLimit, "this schedule does not fit one SM90 block");
 };
 

@@ -38,7 +38,8 @@ struct Ring {
 template <class C>
 __device__ void produce(const Arguments& args, typename C::Smem& smem) {
   const Params& p = args.p;
-  const int block_bytes = C::kStageGroups * (kTileBytes + kTileRows * (p.weight_scale_float ? 4 : 2));
+  const int bytes = C::kStageGroups * (C::kConsumers * (kTileBytes + kTileRows * (p.weight_scale_float ? 4 : 2)) +
+                                       C::kMaxTokens * kTileCols);
   Walk walk(smem.plan, p, C::kMaxTokens, C::kStageGroups);
   const bool token_scales = p.x_scale_stride == 1 && !C::kGroupScale;
   Ring<C::kStages> ring;
@@ -53,8 +54,6 @@ __device__ void produce(const Arguments& args, typename C::Smem& smem) {
       tile.advance();
     }
     const int first_block = s.row_tile * C::kConsumers;
-    const int boxes = divide_up(s.tokens, C::kBoxRows);
-    const int bytes = C::kConsumers * block_bytes + boxes * (C::kBoxRows * kTileCols * C::kStageGroups);
 #pragma unroll 1
     for (int g = s.first_group; g < s.first_group + s.groups; g += C::kStageGroups, ring.advance()) {
       uint64_t* full = &smem.full[ring.stage];
@@ -64,10 +63,6 @@ __device__ void produce(const Arguments& args, typename C::Smem& smem) {
       ptx::copy_box(smem.scale[ring.stage].bytes, &args.scale_map, g * kTileRows, first_block, s.expert, full,
                     ptx::kEvictFirst);
       ptx::copy_box(smem.x[ring.stage], &args.x_map, 0, s.first_row, g, full, ptx::kEvictNormal);
-      if (C::kBoxRows < C::kMaxTokens && boxes > 1) {
-        ptx::copy_box(&smem.x[ring.stage][0][C::kBoxRows * kTileCols], &args.x_map, 0, s.first_row + C::kBoxRows, g,
-                      full, ptx::kEvictNormal);
-      }
     }
   }
 }
@@ -117,12 +112,14 @@ __device__ __forceinline__ void load_packed(Packed& w, const Place& at, int stag
 }
 
 __device__ __forceinline__ void unpack_all(Weights& w, const Packed& from, bool scale_float) {
-  const uint32_t first[4] = {uint32_t(from.first.x), uint32_t(from.first.y), uint32_t(from.first.z),
-                             uint32_t(from.first.w)};
-  const uint32_t second[4] = {uint32_t(from.second.x), uint32_t(from.second.y), uint32_t(from.second.z),
-                              uint32_t(from.second.w)};
-  unpack(first, w.a);
-  unpack(second, w.a + 8);
+  unpack(from.first.x, w.a[0], w.a[1]);
+  unpack(from.first.y, w.a[2], w.a[3]);
+  unpack(from.first.z, w.a[4], w.a[5]);
+  unpack(from.first.w, w.a[6], w.a[7]);
+  unpack(from.second.x, w.a[8], w.a[9]);
+  unpack(from.second.y, w.a[10], w.a[11]);
+  unpack(from.second.z, w.a[12], w.a[13]);
+  unpack(from.second.w, w.a[14], w.a[15]);
   w.scale_upper = __uint_as_float(scale_float ? from.scale[0] : from.scale[0] << 16);
   w.scale_lower = __uint_as_float(scale_float ? from.scale[1] : from.scale[0] & 0xffff0000u);
 }

@@ -41,7 +41,7 @@ const char* describe_all(Arguments& args) {
   const cuuint64_t tokens = p.tokens, experts = p.experts, cols = p.cols;
   const int scale_bytes = p.weight_scale_float ? 4 : 2;
   const Array x{p.x, CU_TENSOR_MAP_DATA_TYPE_UINT8, 3, {kTileCols, tokens, groups}, {cols, kTileCols},
-                {kTileCols, C::kBoxRows, C::kStageGroups}, CU_TENSOR_MAP_SWIZZLE_128B};
+                {kTileCols, C::kMaxTokens, C::kStageGroups}, CU_TENSOR_MAP_SWIZZLE_128B};
   const Array codes{p.codes, CU_TENSOR_MAP_DATA_TYPE_UINT8, 4, {128, 32 * groups, blocks, experts},
                     {128, groups * kTileBytes, blocks * groups * kTileBytes},
                     {128, 32 * C::kStageGroups, C::kConsumers, 1}, CU_TENSOR_MAP_SWIZZLE_NONE};

@@ -2,6 +2,6 @@
 
 namespace w4afp8::grouped_gemm {
 const char* launch_t128(const Params& p, cudaStream_t stream) {
-  return launch<Config<2, TokenCounts<96, 112, 128>, 7, 1>>(p, stream);
+  return launch<Config<2, TokenCounts<96, 112, 128>, 3, 2>>(p, stream);
 }
 }  // namespace w4afp8::grouped_gemm

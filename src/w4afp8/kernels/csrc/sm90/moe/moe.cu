@@ -1,0 +1,201 @@
+#include "route.cuh"
+#include "vector.cuh"
+
+namespace w4afp8::moe {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kMaxPieces = 4;  // pieces of eight a thread keeps in registers: rows of up to 8192 values in one read
+constexpr int kMaxTopK = 64;
+
+const char* last_error() {
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+// One block a token.  The row is read once, its largest value found, and the quantized row written wherever it is
+// wanted: to its own place, or to the row of each of its pairs.
+template <bool kScatter, bool kRoutes>
+__global__ void __launch_bounds__(kThreads) quantize_kernel(Quantize p, Routing r) {
+  __shared__ int rows_here[kMaxTopK];
+  extern __shared__ int ids[];
+  const int token = blockIdx.x;
+  const size_t begin = static_cast<size_t>(token) * p.cols;
+  Eight kept[kMaxPieces];
+  float amax = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kMaxPieces; ++i) {
+    const int at = (i * kThreads + threadIdx.x) * 8;
+    if (at < p.cols) {
+      kept[i] = load8(p.x, begin + at, p.type);
+      amax = fmaxf(amax, largest(kept[i]));
+    }
+  }
+  for (int at = (kMaxPieces * kThreads + threadIdx.x) * 8; at < p.cols; at += kThreads * 8) {
+    amax = fmaxf(amax, largest(load8(p.x, begin + at, p.type)));
+  }
+  if constexpr (kRoutes) {
+    route_few(r, token, ids, rows_here);
+  } else if constexpr (kScatter) {
+    if (threadIdx.x < r.top_k) rows_here[threadIdx.x] = r.rows[token * r.top_k + threadIdx.x];
+    __syncthreads();
+  }
+  float scale;
+  if (p.static_scale != nullptr) {
+    scale = *p.static_scale;
+  } else {
+    scale = __fdiv_rn(fmaxf(block_max(amax), kSmallestAmax), kLargest);
+  }
+  const auto write = [&](int at, const Eight& x) {
+    const uint2 bytes = to_e4m3(x, scale);
+    if constexpr (kScatter) {
+      for (int i = 0; i < r.top_k; ++i) {
+        const int row = rows_here[i];
+        if (row >= 0) *reinterpret_cast<uint2*>(p.q + static_cast<size_t>(row) * p.cols + at) = bytes;
+      }
+    } else {
+      *reinterpret_cast<uint2*>(p.q + begin + at) = bytes;
+    }
+  };
+#pragma unroll
+  for (int i = 0; i < kMaxPieces; ++i) {
+    const int at = (i * kThreads + threadIdx.x) * 8;
+    if (at < p.cols) write(at, kept[i]);
+  }
+  for (int at = (kMaxPieces * kThreads + threadIdx.x) * 8; at < p.cols; at += kThreads * 8) {
+    write(at, load8(p.x, begin + at, p.type));
+  }
+  if (p.mode == ScaleMode::kTensor) {
+    if (token == 0 && threadIdx.x == 0) p.scale[0] = scale;
+  } else if constexpr (kScatter) {
+    if (threadIdx.x < r.top_k && rows_here[threadIdx.x] >= 0) p.scale[rows_here[threadIdx.x]] = scale;
+  } else if (threadIdx.x == 0) {
+    p.scale[token] = scale;
+  }
+}
+
+// Sixteen threads a group of 128.
+__global__ void __launch_bounds__(kThreads) quantize_groups_kernel(Quantize p) {
+  const size_t group = (static_cast<size_t>(blockIdx.x) * kThreads + threadIdx.x) / 16;
+  const size_t groups = static_cast<size_t>(p.tokens) * (p.cols / 128);
+  if (group >= groups) return;  // sixteen lanes leave together; the others of the warp shuffle among themselves
+  const uint32_t lanes = 0xffffu << (threadIdx.x % 32 / 16 * 16);
+  const size_t at = group * 128 + threadIdx.x % 16 * 8;
+  const Eight x = load8(p.x, at, p.type);
+  float amax = largest(x);
+#pragma unroll
+  for (int step = 8; step > 0; step /= 2) amax = fmaxf(amax, __shfl_xor_sync(lanes, amax, step));
+  const float scale = __fdiv_rn(fmaxf(amax, kSmallestAmax), kLargest);
+  *reinterpret_cast<uint2*>(p.q + at) = to_e4m3(x, scale);
+  if (threadIdx.x % 16 == 0) p.scale[group] = scale;
+}
+
+__device__ __forceinline__ float swiglu(float gate, float up, const Activation& p) {
+  gate = fminf(gate, p.limit);
+  up = fminf(fmaxf(up, -p.limit), p.limit);
+  return gate / (1.0f + expf(-p.alpha * gate)) * (up + p.beta);
+}
+
+// One block a row; a row of up to 8 * blockDim * 2 values stays in registers.
+__global__ void __launch_bounds__(kThreads) activate_kernel(Activation p) {
+  const int row = blockIdx.x;
+  if (row >= *p.rows) return;
+  const size_t gate = static_cast<size_t>(row) * 2 * p.cols;
+  constexpr int kPieces = 2;
+  Eight kept[kPieces];
+  float amax = 0.0f;
+  const auto value = [&](int at) {
+    const Eight g = load8(p.gate_up, gate + at, p.type), u = load8(p.gate_up, gate + p.cols + at, p.type);
+    Eight h;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) h.v[i] = swiglu(g.v[i], u.v[i], p);
+    return h;
+  };
+#pragma unroll
+  for (int i = 0; i < kPieces; ++i) {
+    const int at = (i * blockDim.x + threadIdx.x) * 8;
+    if (at < p.cols) {
+      kept[i] = value(at);
+      amax = fmaxf(amax, largest(kept[i]));
+    }
+  }
+  for (int at = (kPieces * blockDim.x + threadIdx.x) * 8; at < p.cols; at += blockDim.x * 8) {
+    amax = fmaxf(amax, largest(value(at)));
+  }
+  const float scale = p.static_scale != nullptr ? *p.static_scale
+                                                : __fdiv_rn(fmaxf(block_max(amax), kSmallestAmax), kLargest);
+  uint8_t* q = p.q + static_cast<size_t>(row) * p.cols;
+#pragma unroll
+  for (int i = 0; i < kPieces; ++i) {
+    const int at = (i * blockDim.x + threadIdx.x) * 8;
+    if (at < p.cols) *reinterpret_cast<uint2*>(q + at) = to_e4m3(kept[i], scale);
+  }
+  for (int at = (kPieces * blockDim.x + threadIdx.x) * 8; at < p.cols; at += blockDim.x * 8) {
+    *reinterpret_cast<uint2*>(q + at) = to_e4m3(value(at), scale);
+  }
+  if (threadIdx.x == 0) {
+    if (p.static_scale == nullptr) p.scale[row] = scale;
+    if (p.static_scale != nullptr && row == 0) p.scale[0] = scale;
+  }
+}
+
+// out[t] = factor * sum over choices of weight * down[row], in the order of the choices.
+__global__ void __launch_bounds__(kThreads) combine_kernel(Combine p) {
+  const int token = blockIdx.x, at = (blockIdx.y * kThreads + threadIdx.x) * 8;
+  if (at >= p.cols) return;
+  Eight sum = {};
+  for (int i = 0; i < p.top_k; ++i) {
+    const int row = p.rows[token * p.top_k + i];
+    if (row < 0) continue;
+    const float weight = p.weights[token * p.top_k + i];
+    const Eight x = load8(p.down, static_cast<size_t>(row) * p.cols + at, p.type);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) sum.v[j] += weight * x.v[j];
+  }
+#pragma unroll
+  for (int j = 0; j < 8; ++j) sum.v[j] *= p.factor;
+  *reinterpret_cast<uint4*>(static_cast<uint16_t*>(p.out) + static_cast<size_t>(token) * p.cols + at) =
+      to_half8(sum, p.type);
+}
+
+}  // namespace
+
+const char* route(const Routing& r, cudaStream_t stream) {
+  route_kernel<<<r.experts + 1, 256, 0, stream>>>(r);
+  return last_error();
+}
+
+const char* quantize(const Quantize& p, cudaStream_t stream) {
+  if (p.mode == ScaleMode::kGroup128) {
+    const size_t threads = static_cast<size_t>(p.tokens) * (p.cols / 8);
+    quantize_groups_kernel<<<static_cast<unsigned>((threads + kThreads - 1) / kThreads), kThreads, 0, stream>>>(p);
+  } else {
+    quantize_kernel<false, false><<<p.tokens, kThreads, 0, stream>>>(p, Routing{});
+  }
+  return last_error();
+}
+
+const char* scatter_quantize(const Quantize& p, const Routing& r, bool routes, cudaStream_t stream) {
+  if (r.top_k > kMaxTopK) return "top_k is larger than 64";
+  if (routes) {
+    quantize_kernel<true, true><<<p.tokens, kThreads, r.tokens * r.top_k * sizeof(int), stream>>>(p, r);
+  } else {
+    quantize_kernel<true, false><<<p.tokens, kThreads, 0, stream>>>(p, r);
+  }
+  return last_error();
+}
+
+const char* activate(const Activation& p, cudaStream_t stream) {
+  int threads = (p.cols / 8 + 31) / 32 * 32;
+  threads = threads > kThreads ? kThreads : threads;
+  activate_kernel<<<p.max_rows, threads, 0, stream>>>(p);
+  return last_error();
+}
+
+const char* combine(const Combine& p, cudaStream_t stream) {
+  const dim3 grid(p.tokens, (p.cols / 8 + kThreads - 1) / kThreads);
+  combine_kernel<<<grid, kThreads, 0, stream>>>(p);
+  return last_error();
+}
+
+}  // namespace w4afp8::moe

@@ -1,0 +1,95 @@
+// Eight values at a time: 16-bit tensors in, e4m3 out, sums over a block.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_fp8.h>
+
+#include "launch.h"
+
+namespace w4afp8::moe {
+
+constexpr float kLargest = 448.0f;
+constexpr float kSmallestAmax = 1e-10f;  // as the reference: a row of zeros must not get the scale zero
+
+struct Eight {
+  float v[8];
+};
+
+__device__ __forceinline__ Eight load8(const void* x, size_t at, InType type) {
+  Eight out;
+  if (type == InType::kFloat32) {
+    const float4* p = reinterpret_cast<const float4*>(static_cast<const float*>(x) + at);
+    const float4 a = p[0], b = p[1];
+    out = {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
+    return out;
+  }
+  const uint4 raw = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(x) + at);
+  const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    float2 pair;
+    if (type == InType::kBFloat16) {
+      pair = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&words[i]));
+    } else {
+      pair = __half22float2(*reinterpret_cast<const __half2*>(&words[i]));
+    }
+    out.v[2 * i] = pair.x, out.v[2 * i + 1] = pair.y;
+  }
+  return out;
+}
+
+__device__ __forceinline__ float largest(const Eight& x) {
+  float m = 0.0f;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) m = fmaxf(m, fabsf(x.v[i]));
+  return m;
+}
+
+// Division, not multiplication by the inverse: the bytes must equal the reference's.
+__device__ __forceinline__ uint2 to_e4m3(const Eight& x, float scale) {
+  uint32_t words[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    uint32_t word = 0;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float2 pair = {__fdiv_rn(x.v[4 * half + 2 * i], scale), __fdiv_rn(x.v[4 * half + 2 * i + 1], scale)};
+      word |= uint32_t{__nv_cvt_float2_to_fp8x2(pair, __NV_SATFINITE, __NV_E4M3)} << (16 * i);
+    }
+    words[half] = word;
+  }
+  return {words[0], words[1]};
+}
+
+__device__ __forceinline__ uint4 to_half8(const Eight& x, InType type) {
+  uint32_t words[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (type == InType::kBFloat16) {
+      const __nv_bfloat162 v = __floats2bfloat162_rn(x.v[2 * i], x.v[2 * i + 1]);
+      words[i] = *reinterpret_cast<const uint32_t*>(&v);
+    } else {
+      const __half2 v = __floats2half2_rn(x.v[2 * i], x.v[2 * i + 1]);
+      words[i] = *reinterpret_cast<const uint32_t*>(&v);
+    }
+  }
+  return {words[0], words[1], words[2], words[3]};
+}
+
+__device__ __forceinline__ float warp_max(float m) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) m = fmaxf(m, __shfl_xor_sync(~0u, m, step));
+  return m;
+}
+
+// The largest over the block; every thread gets it.  One call a kernel.
+__device__ __forceinline__ float block_max(float m) {
+  __shared__ float each[32];
+  m = warp_max(m);
+  if (threadIdx.x % 32 == 0) each[threadIdx.x / 32] = m;
+  __syncthreads();
+  m = threadIdx.x % 32 < blockDim.x / 32 ? each[threadIdx.x % 32] : 0.0f;
+  return warp_max(m);
+}
+
+}  // namespace w4afp8::moe

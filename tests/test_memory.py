@@ -1,0 +1,66 @@
+"""Memory is one job, not one model; measured in processes of their own.  benchmarks/bench_memory.py measures more."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from w4afp8 import pipeline
+from w4afp8.convert import resources
+from w4afp8.recipes._load import build
+
+Toy = Callable[..., Path]
+pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak of a process")
+WIDE = {"hidden_size": 512, "moe_intermediate_size": 512, "intermediate_size": 512, "n_routed_experts": 4}
+
+
+def peak_bytes(source: Path, out: Path, method: str = "rtn") -> tuple[int, int, int]:
+    """The process before the run, its peak in the run, and the peak that the plan promised."""
+    reading, writing = os.pipe()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        try:
+            torch.set_num_threads(1)
+            resources.return_freed_memory()
+            recipe = build({"method": {"name": method}, "calibration": {"tokens": 2048, "sequence": 256},
+                            "coverage": {"min_tokens": 0}}, "x")  # fmt: skip
+            run = pipeline.prepare(source, recipe, out)
+            Path("/proc/self/clear_refs").write_text("5")  # begin the peak anew
+            before = resources.peak_resident_bytes()
+            pipeline.run(run)
+            os.write(writing, f"{before} {resources.peak_resident_bytes()} {run.needs.peak}".encode())
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    os.close(writing)
+    found = os.read(reading, 100).decode().split()
+    os.close(reading)
+    os.waitpid(child, 0)
+    assert len(found) == 3, "the run failed"
+    return int(found[0]), int(found[1]), int(found[2])
+
+
+@pytest.mark.parametrize("method", ["rtn", "awq"])
+def test_a_run_keeps_to_its_plan(toy: Toy, tmp_path: Path, method: str) -> None:
+    changes: dict[str, Any] = WIDE | {"num_hidden_layers": 2, "num_nextn_predict_layers": 0}
+    _, measured, planned = peak_bytes(toy(shard_gb=1.0, **changes), tmp_path / "out", method)
+    assert 0.85 * planned <= measured <= 1.15 * planned
+
+
+def test_eight_times_as_many_layers_need_no_more(toy: Toy, tmp_path: Path) -> None:
+    measured = []
+    for layers in (2, 16):
+        changes: dict[str, Any] = WIDE | {"num_hidden_layers": layers, "num_nextn_predict_layers": 0}
+        before, peak, _ = peak_bytes(toy(f"deep-{layers}", shard_gb=1.0, **changes), tmp_path / f"out-{layers}")
+        measured.append(peak - before)
+    assert measured[0] > 10e6, "too small a model to measure"
+    assert measured[1] <= 1.05 * measured[0] + 4e6, measured
