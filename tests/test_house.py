@@ -22,7 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("calibration", "kernels", "model"),
     ("quantize",),
     ("convert", "validate", "evaluate", "report"),
-    ("hub", "record", "pipeline", "probe", "synthetic"),
+    ("hub", "record", "pipeline", "conversion", "probe", "synthetic"),
     ("terminal",),
     ("commands", "cli"),
 )

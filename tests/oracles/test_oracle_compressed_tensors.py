@@ -14,6 +14,8 @@ from w4afp8.numerics import fp4
 pytest.importorskip("compressed_tensors", reason="pip install -e '.[oracles]'")
 from compressed_tensors.compressors.nvfp4.helpers import pack_fp4_to_uint8, unpack_fp4_from_uint8
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
+from compressed_tensors.quantization import QuantizationConfig
+from compressed_tensors.utils import match_name
 
 INT4, MX = formats.get("compressed_tensors_w4a8"), formats.get("compressed_tensors_mxfp4")
 
@@ -36,3 +38,23 @@ def test_its_fp4_bytes_are_ours_both_ways(n: int, groups: int, seed: int) -> Non
     assert torch.equal(pack_fp4_to_uint8(fp4.decode(codes)), packed)
     read = unpack_fp4_from_uint8(packed, n, 32 * groups, dtype=torch.float32)
     assert torch.equal(read, fp4.decode(codes))
+
+
+@pytest.mark.parametrize("rest", [("bf16",), ("bf16", "compressed_tensors_fp8")])
+def test_it_understands_the_config_that_convert_writes(rest: tuple[str, ...]) -> None:
+    """Every group is a scheme that it knows, and each module falls to the group that its bytes are in."""
+    config = QuantizationConfig.model_validate(
+        formats.checkpoint("compressed_tensors_w4a8").quantization_config({}, rest)
+    )
+    groups = config.config_groups
+    assert groups["group_0"].weights.num_bits == 4 and groups["group_0"].weights.group_size == 128
+    assert config.format == ("mixed-precision" if len(rest) == 2 else "pack-quantized")
+    experts = "model.layers.3.mlp.experts.7.up_proj"
+    assert not any(match_name(experts, target) for target in config.ignore)
+    others = ("self_attn.kv_a_proj_with_mqa", "self_attn.q_b_proj", "mlp.gate_proj", "mlp.shared_experts.down_proj")
+    named = config.ignore if len(rest) == 1 else groups["group_1"].targets
+    for other in others:
+        assert any(match_name(f"model.layers.3.{other}", target) for target in named), other
+    assert not any(match_name(experts, target) for target in named)
+    if len(rest) == 2:
+        assert groups["group_1"].weights.block_structure == [128, 128]

@@ -26,12 +26,13 @@ class UnitWriter:
         self._home[name].put(name, tensor)
 
     def copy_rest(self, reader: CheckpointReader, instead: Mapping[str, Tensor]) -> None:
-        """Copy what the unit takes from the source, but for the tensors that a fold replaced."""
+        """Copy what the unit takes from the source, but for the tensors, by their names there, that a fold replaced."""
         for name in self.unit.copies:
-            if name in instead:
-                self.put(name, instead[name])
+            source = self.unit.renamed.get(name, name)
+            if source in instead:
+                self.put(name, instead[source])
             else:
-                self._home[name].copy(name, reader, name)
+                self._home[name].copy(name, reader, source)
 
     @property
     def digests(self) -> dict[str, str]:

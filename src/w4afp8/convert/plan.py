@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from w4afp8 import formats
 from w4afp8.checkpoint.spec import TensorSpec
-from w4afp8.errors import RecipeError, raise_all
+from w4afp8.errors import FormatError, RecipeError, raise_all
 from w4afp8.families._inventory import Item
 from w4afp8.families._spec import PROJECTIONS, Dimensions, Family, Role
 from w4afp8.formats._target import CheckpointFormat
@@ -26,6 +26,7 @@ class Unit:
     layer: int | None
     shards: Mapping[str, tuple[TensorSpec, ...]]  # file name -> its tensors
     copies: tuple[str, ...]  # output tensors that are the source's, byte for byte (a fold may replace some)
+    renamed: Mapping[str, str] = field(default_factory=dict)  # those whose source has another name -> that name
 
     @property
     def span_bytes(self) -> int:
@@ -60,15 +61,19 @@ class Plan:
 
     @property
     def weight_map(self) -> dict[str, str]:
-        """Tensor name -> file, sorted by name, activation scales included."""
+        """Tensor name -> file, sorted by name, activation scales included where engines read them."""
         placed = {s.name: file for unit in self.units for file, specs in unit.shards.items() for s in specs}
-        placed |= {s.name: self.target.input_scale.file for s in self.input_scales}
+        placed |= {s.name: self.target.input_scale.file for s in self._indexed_scales}
         return dict(sorted(placed.items()))
 
     @property
     def total_bytes(self) -> int:
         """What the index calls total_size: the bytes of all tensors, headers not counted."""
-        return sum(unit.span_bytes for unit in self.units) + sum(s.span_bytes for s in self.input_scales)
+        return sum(unit.span_bytes for unit in self.units) + sum(s.span_bytes for s in self._indexed_scales)
+
+    @property
+    def _indexed_scales(self) -> tuple[TensorSpec, ...]:
+        return self.input_scales if self.target.input_scale.indexed else ()
 
 
 def make_plan(
@@ -90,19 +95,48 @@ def make_plan(
              item.expected.layer < kept.all_layers}  # fmt: skip
     native = set(range(kept.layers, kept.all_layers)) if mtp is Mtp.NATIVE else set()
     quantized = _quantized_names(items, recipe, target, native)
-    outputs = {name: _output(item, name in quantized, target) for name, item in items.items()}
-    shard_bytes = int(recipe.output.shard_gb * 1e9)
-    units = _units(items, outputs, quantized, kept, shard_bytes)
-    new_config["quantization_config"] = target.quantization_config(new_config)
+    return lay_out(
+        family, kept, new_config, items, target, quantized=quantized, mtp=mtp,
+        input_scales=input_scale_specs(family, kept, target, native), shard_bytes=int(recipe.output.shard_gb * 1e9),
+    )  # fmt: skip
+
+
+def lay_out(
+    family: Family,
+    dimensions: Dimensions,
+    config: Mapping[str, Any],
+    items: Mapping[str, Item],
+    target: CheckpointFormat,
+    *,
+    quantized: frozenset[str],
+    mtp: Mtp,
+    input_scales: tuple[TensorSpec, ...],
+    shard_bytes: int,
+) -> Plan:
+    """Place every tensor, once it is decided which matrices stand in the target's 4-bit format.
+
+    Raises: FormatError for a tensor that the target's engines cannot read as it stands.
+    """
+    carried = {name: _carried(item, target) for name, item in items.items() if name not in quantized}
+    outputs = {
+        name: [spec for spec, _ in carried[name]] if name in carried else _packed(item, target)
+        for name, item in items.items()
+    }
+    renamed = {spec.name: old for pairs in carried.values() for spec, old in pairs if spec.name != old}
+    rest = {item.format.name for name, item in items.items() if item.format and name in carried}
+    new_config = dict(config)
+    new_config["quantization_config"] = target.quantization_config(
+        config, {target.rest.get(name, name) for name in rest}
+    )
     return Plan(
         family=family,
-        dimensions=kept,
+        dimensions=dimensions,
         target=target,
         inventory=items,
-        units=units,
+        units=_units(items, outputs, quantized, renamed, dimensions, shard_bytes),
         mtp=mtp,
         config=new_config,
-        input_scales=_input_scales(family, kept, target, native),
+        input_scales=input_scales,
         roles=_count_roles(items, outputs, quantized, target),
     )
 
@@ -149,17 +183,30 @@ def _quantized_names(
     return frozenset(matrices[stem].expected.name for stem in chosen & must)
 
 
-def _output(item: Item, quantized: bool, target: CheckpointFormat) -> list[TensorSpec]:
-    if not quantized:
-        return [TensorSpec(spec.name, spec.dtype, spec.shape) for spec in item.tensors]
+def _packed(item: Item, target: CheckpointFormat) -> list[TensorSpec]:
     n, k = item.expected.shape
     return target.expert_weight.specs(item.expected.stem, n, k)
+
+
+def _carried(item: Item, target: CheckpointFormat) -> list[tuple[TensorSpec, str]]:
+    """The source's tensors under the names that the target's engines look for, each with its name in the source."""
+    if item.format is None or item.format.name not in target.rest:
+        return [(TensorSpec(spec.name, spec.dtype, spec.shape), spec.name) for spec in item.tensors]
+    parts = formats.get(target.rest[item.format.name]).parts
+    for part, spec in zip(parts, item.tensors, strict=True):
+        if spec.dtype not in part.dtypes:
+            raise FormatError(f"{spec}: {target.name} reads {item.expected.stem}{part.suffix} as {part.dtypes[0]}")
+    return [
+        (TensorSpec(item.expected.stem + part.suffix, spec.dtype, spec.shape), spec.name)
+        for part, spec in zip(parts, item.tensors, strict=True)
+    ]
 
 
 def _units(
     items: Mapping[str, Item],
     outputs: Mapping[str, list[TensorSpec]],
     quantized: frozenset[str],
+    renamed: Mapping[str, str],
     d: Dimensions,
     shard_bytes: int,
 ) -> tuple[Unit, ...]:
@@ -176,7 +223,8 @@ def _units(
             file = f"model-{number:05d}-of-{total:05d}.safetensors"
             shards[file] = tuple(replace(spec, shard=file) for spec in specs)
         copies = tuple(s.name for n in names if n not in quantized for s in outputs[n])
-        units.append(Unit(OUTSIDE if layer is None else f"layer-{layer:03d}", layer, shards, copies))
+        moved = {name: renamed[name] for name in copies if name in renamed}
+        units.append(Unit(OUTSIDE if layer is None else f"layer-{layer:03d}", layer, shards, copies, moved))
     return tuple(units)
 
 
@@ -193,7 +241,10 @@ def _shards(specs: Iterable[TensorSpec], limit_bytes: int) -> list[list[TensorSp
     return [shard for shard in shards if shard]
 
 
-def _input_scales(family: Family, d: Dimensions, target: CheckpointFormat, native: set[int]) -> tuple[TensorSpec, ...]:
+def input_scale_specs(
+    family: Family, d: Dimensions, target: CheckpointFormat, native: Collection[int] = ()
+) -> tuple[TensorSpec, ...]:
+    """The static activation scales of every expert that is not left in the source's format."""
     rule = target.input_scale
     return tuple(
         TensorSpec(rule.tensor_name(family.expert(layer, expert), projection), "F32", (1,), rule.file)
@@ -213,7 +264,7 @@ def _count_roles(
     counts: dict[tuple[str, str, str], list[int]] = {}
     for name, item in items.items():
         before = item.format.name if item.format else item.tensors[0].dtype.lower()
-        after = target.expert_weight.name if name in quantized else before
+        after = target.expert_weight.name if name in quantized else target.rest.get(before, before)
         line = counts.setdefault((item.expected.role.value, before, after), [0, 0, 0])
         line[0] += 1
         line[1] += item.span_bytes

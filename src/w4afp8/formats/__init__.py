@@ -32,15 +32,29 @@ def get(name: str) -> WeightFormat:
 
 
 def target(name: str) -> CheckpointFormat:
-    """The checkpoint format of that name.  Raises: RecipeError when the format is only read, never written."""
-    found = getattr(registry.load(sys.modules[__name__], name, "format"), "CHECKPOINT", None)
-    if found is None:
+    """The checkpoint format that `quantize` writes.  Raises: RecipeError when it writes no such."""
+    if name not in targets():
+        registry.load(sys.modules[__name__], name, "format")
         raise RecipeError(f"format {name!r} can be read but is no output; outputs: {', '.join(targets())}")
-    return found  # type: ignore[no-any-return]
+    return checkpoint(name)
 
 
 def targets() -> tuple[str, ...]:
-    """Every format that a checkpoint can be written in."""
+    """Every checkpoint format that `quantize` writes and `validate` proves."""
+    return tuple(name for name in checkpoints() if checkpoint(name).validated)
+
+
+def checkpoint(name: str) -> CheckpointFormat:
+    """The checkpoint format of that name.  Raises: RecipeError when the format is of single weights only."""
+    found = getattr(registry.load(sys.modules[__name__], name, "format"), "CHECKPOINT", None)
+    if found is None:
+        raise RecipeError(f"format {name!r} is no checkpoint format; known: {', '.join(checkpoints())}")
+    return found  # type: ignore[no-any-return]
+
+
+@cache
+def checkpoints() -> tuple[str, ...]:
+    """Every format that whole checkpoints convert between."""
     here = sys.modules[__name__]
     return tuple(name for name in names() if hasattr(registry.load(here, name, "format"), "CHECKPOINT"))
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from w4afp8.formats._spec import WeightFormat
 
@@ -15,9 +15,18 @@ class InputScale:
 
     file: str
     names: Mapping[str, str]  # gate_proj -> w1, ...
+    indexed: bool = True  # False: no engine reads them; they are kept, outside the index, for the way back
 
     def tensor_name(self, expert_stem: str, projection: str) -> str:
         return f"{expert_stem}.{self.names[projection]}.input_scale"
+
+
+class QuantizationConfig(Protocol):
+    """Makes config.json's `quantization_config`."""
+
+    def __call__(self, config: Mapping[str, Any], rest: Collection[str] = (), /) -> dict[str, Any]:
+        """`config` is the source's, `rest` the formats of the matrices that are no routed experts."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +37,10 @@ class CheckpointFormat:
     expert_weight: WeightFormat
     input_scale: InputScale
     partial_experts: str | None  # how a layer opts out of int4 experts; None when its engines know no way
-    quantization_config: Callable[[Mapping[str, Any]], dict[str, Any]]  # source config -> config.json's field
+    quantization_config: QuantizationConfig
     side_files: Callable[[Mapping[str, Any]], dict[str, Any]]  # output config -> file name -> JSON
     read_by: tuple[str, ...]
+    rest: Mapping[str, str]  # a format beside the experts -> the same bytes as these engines name them
+    validated: (
+        bool  # `w4afp8 validate` can prove it, so `quantize` may write it; `convert` proves what it writes itself
+    )

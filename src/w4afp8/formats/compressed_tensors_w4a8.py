@@ -8,16 +8,29 @@ not hold is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from w4afp8.errors import FormatError
 from w4afp8.formats._spec import GroupWeight, Part, WeightFormat
+from w4afp8.formats._target import CheckpointFormat, InputScale
+from w4afp8.formats.sglang_w4afp8 import INPUT_SCALE_NAMES
 from w4afp8.numerics import groups, int4
 
 PER_WORD = 8
+# Activations are scaled per token, no engine reads static scales; they are kept for the way back to a format with them.
+KEPT_SCALES_FILE = "w4afp8/act_scales.safetensors"
+ACTIVATIONS = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": True}
+# Linears that are neither routed experts nor 16-bit: every one that a DeepSeek FP8 checkpoint stores in blocks.
+FP8_LINEARS = (
+    r"re:.*\.self_attn\..*_proj(_with_mqa)?$",
+    r"re:.*\.mlp\.(gate|up|down)_proj$",
+    r"re:.*\.mlp\.shared_experts\.(gate|up|down)_proj$",
+)
+SIXTEEN_BIT = ("lm_head", r"re:.*\.mlp\.gate$", r"re:.*\.eh_proj$", r"re:.*\.shared_head\.head$")
 
 
 def _words(n: int, k: int) -> tuple[int, ...]:
@@ -51,6 +64,37 @@ def _pack(weight: GroupWeight) -> dict[str, Tensor]:
     }
 
 
+def _config(source: Mapping[str, Any], rest: Collection[str] = (), /) -> dict[str, Any]:
+    """One group for the experts; where the rest is FP8, a second one for it, found first because it names modules."""
+    experts: dict[str, Any] = {
+        "targets": ["Linear"],
+        "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": groups.GROUP, "symmetric": True,
+                    "dynamic": False},
+        "input_activations": {**ACTIVATIONS, "strategy": "token"},
+    }  # fmt: skip
+    shared = {"quant_method": "compressed-tensors", "quantization_status": "compressed"}
+    if "compressed_tensors_fp8" not in rest:
+        ignore = [*SIXTEEN_BIT, *FP8_LINEARS]
+        return {**shared, "format": "pack-quantized", "config_groups": {"group_0": experts}, "ignore": ignore}
+    blocks = {
+        "targets": list(FP8_LINEARS),
+        "format": "float-quantized",
+        "weights": {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [128, 128],
+                    "symmetric": True, "dynamic": False},
+        "input_activations": {**ACTIVATIONS, "strategy": "group", "group_size": 128},
+    }  # fmt: skip
+    return {
+        **shared,
+        "format": "mixed-precision",
+        "config_groups": {"group_0": {"format": "pack-quantized", **experts}, "group_1": blocks},
+        "ignore": list(SIXTEEN_BIT),
+    }
+
+
+def _no_side_files(source: Mapping[str, Any]) -> dict[str, Any]:
+    return {}
+
+
 WEIGHT = WeightFormat(
     name="compressed_tensors_w4a8",
     bits=4,
@@ -62,4 +106,16 @@ WEIGHT = WeightFormat(
     ),
     unpack=_unpack,
     pack=_pack,
+)
+
+CHECKPOINT = CheckpointFormat(
+    name="compressed_tensors_w4a8",
+    expert_weight=WEIGHT,
+    input_scale=InputScale(KEPT_SCALES_FILE, INPUT_SCALE_NAMES, indexed=False),
+    partial_experts=None,
+    quantization_config=_config,
+    side_files=_no_side_files,
+    read_by=("vLLM (compressed-tensors)", "SGLang where the rest is 16-bit (pack-quantized)"),
+    rest={"deepseek_fp8": "compressed_tensors_fp8"},
+    validated=False,
 )

@@ -7,7 +7,7 @@ multiplier; activation scales stand under w1, w2, w3 beside weights named gate, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -38,8 +38,8 @@ def _pack(weight: GroupWeight) -> dict[str, Tensor]:
     return {".weight": int4.pack_low_first(weight.codes_NK), ".weight_scale_inv": weight.scale_NG}
 
 
-def _config(source: Mapping[str, Any]) -> dict[str, Any]:
-    """SGLang reads `quant_method` and hard-codes the rest; the rest is here for people."""
+def _config(source: Mapping[str, Any], rest: Collection[str] = (), /) -> dict[str, Any]:
+    """SGLang reads `quant_method` and hard-codes everything else, the rest's format too; the fields are for people."""
     return {
         "quant_method": "w4afp8",
         "activation_scheme": "static",
@@ -86,4 +86,6 @@ CHECKPOINT = CheckpointFormat(
     quantization_config=_config,
     side_files=_side_files,
     read_by=("SGLang >= 0.5 (--quantization is detected)", "TensorRT-LLM (W4A8_CUSTOM)"),
+    rest={"compressed_tensors_fp8": "deepseek_fp8"},
+    validated=True,
 )

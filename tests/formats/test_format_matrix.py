@@ -1,6 +1,6 @@
 """Every ordered pair of formats: the same numbers, proven by a round trip, or a refusal that says why.
 
-`python tests/formats/test_conversion.py` prints docs/format-matrix.md anew.
+`python tests/formats/test_format_matrix.py` prints docs/format-matrix.md anew.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def test_every_scale_byte_up_to_252_is_a_bfloat16_times_every_code() -> None:
 
 
 def test_the_page_is_the_codes_own_matrix() -> None:
-    assert PAGE.read_text() == conversion.matrix_page(), "print it anew: python tests/formats/test_conversion.py"
+    assert PAGE.read_text() == conversion.matrix_page(), "print it anew: python tests/formats/test_format_matrix.py"
 
 
 if __name__ == "__main__":
