@@ -15,6 +15,7 @@ from torch import Tensor
 from w4afp8 import formats
 from w4afp8.checkpoint.spec import NAMES, TensorSpec
 from w4afp8.errors import FormatError, QuantizationError, RecipeError
+from w4afp8.formats._layouts import BY_NAME
 from w4afp8.formats._spec import AwareWeight, BlockWeight, GroupWeight, MicroWeight, PlainWeight, Weight
 from w4afp8.numerics import fp8
 
@@ -155,10 +156,15 @@ def test_an_output_format_stands_on_a_weight_format_of_its_own(name: str) -> Non
 
 
 def test_every_format_is_documented_with_its_tensors() -> None:
-    rows = dict(
-        re.findall(r"^\| `(\w+)` \| (.*)$", (Path(__file__).parents[2] / "docs" / "formats.md").read_text(), re.M)
-    )
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text().split("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*)$", page, re.M))
     assert sorted(rows) == list(formats.names())
     for name, row in rows.items():
         assert f"`{formats.get(name).form.__name__}`" in row
         assert re.findall(r"`(\.\w+)`", row) == [part.suffix for part in formats.get(name).parts]
+
+
+def test_every_layout_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text().split("## Runtime layouts")[1]
+    table = "\n".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    assert sorted(re.findall(r"`(\w+)`", table)) == sorted(BY_NAME)
