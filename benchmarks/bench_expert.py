@@ -12,8 +12,8 @@ import sys
 import time
 
 import torch
-from harness import record
 
+from harness import record
 from w4afp8 import quantize
 from w4afp8.quantize._gram import gram
 from w4afp8.quantize._method import PRIOR_TOKENS, ExpertInputs, ExpertWeights, LayerPrior

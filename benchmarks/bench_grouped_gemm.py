@@ -196,7 +196,7 @@ def ours(shape: Shape, sweep: bool, w: list[tuple[Tensor, Tensor]], rs: list[Row
     rows = [r for r in schedules.ROWS if not r.refusals(problem)] if sweep else [schedules.choose(problem)]
     if sweep:  # leave out what cannot win: tiles far larger or smaller than the rows an expert has
         mean = len(rs[0].tokens) / rs[0].hit
-        rows = [r for r in rows if r.max_tokens >= mean / 6 and (r.max_tokens <= max(mean * 4, 16))]
+        rows = [r for r in rows if r.max_tokens >= min(mean / 4, 96) and (r.max_tokens <= max(mean * 3, 16))]
     inputs = []
     for r in rs:
         x = torch.randn((len(r.tokens), shape.cols), device=DEVICE, dtype=torch.bfloat16).to(FP8)

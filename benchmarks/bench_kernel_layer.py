@@ -13,11 +13,12 @@ import argparse
 import json
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
-from bench_grouped_gemm import DEVICE, MOE, SHAPES, TOKENS, ceilings, time_us, weights
 
+from bench_grouped_gemm import DEVICE, MOE, SHAPES, TOKENS, ceilings, time_us, weights
 from w4afp8.kernels import ops
 
 RECORDED = Path(__file__).parent / "results" / "kernels-peer-layers.json"  # peers' layers on an H200, same method
@@ -32,12 +33,18 @@ def main() -> None:
     options = parser.parse_args()
     peers = json.loads(RECORDED.read_text())["humming_us"]
     machine = ceilings()
-    about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda,
-             "date": time.strftime("%Y-%m-%d", time.gmtime())}
+    about = {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
     print(f"{'layer':16}{'floor':>9}{'ours':>9}{'x floor':>8}{'humming, recorded':>18}{'ratio':>7}")
     for name in options.shapes.split(","):
         hidden, inner, experts, routed, top_k = MOE[name]
-        packed = [t for shape in SHAPES[name] for t in weights(shape)]
+        packed: list[torch.Tensor] = []
+        torch.cuda.empty_cache()
+        packed += [t for shape in SHAPES[name] for t in weights(shape)]
         weight_bytes = sum(t.numel() * t.element_size() for t in packed) / experts
         for tokens in map(int, options.tokens.split(",")):
             calls, floors = [], []
@@ -49,20 +56,33 @@ def main() -> None:
                 local = ids[ids < experts]
                 by_bytes = (local.unique().numel() * weight_bytes + 4 * x.numel()) / machine["read_bytes_us"]
                 floors.append(max(by_bytes, 6 * local.numel() * inner * hidden / machine["fp8_flop_us"]))
-                calls.append(lambda x=x, ids=ids.int(), router=router: ops.fused_moe(
-                    x, ids, router, *packed, layout="sm90", routed_experts=routed))
+                calls.append(
+                    partial(ops.fused_moe, x, ids.int(), router, *packed, layout="sm90", routed_experts=routed)
+                )
             us, spread = time_us(calls)
             floor, theirs = statistics.mean(floors), peers.get(name, {}).get(str(tokens), float("nan"))
-            record = {"record": "layer", "shape": name, "tokens": tokens, "floor_us": floor, "us": us,
-                      "spread_us": spread, "x_floor": us / floor, "humming_recorded_us": theirs, **about}
+            record = {
+                "record": "layer",
+                "shape": name,
+                "tokens": tokens,
+                "floor_us": floor,
+                "us": us,
+                "spread_us": spread,
+                "x_floor": us / floor,
+                "humming_recorded_us": theirs,
+                **about,
+            }
             if options.out:
                 with options.out.open("a") as sink:
-                    print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in record.items()}),
-                          file=sink)
-            print(f"{name + ' M=' + str(tokens):16}{floor:9.1f}{us:9.1f}{us / floor:8.2f}{theirs:18.1f}{theirs / us:7.2f}",
-                  flush=True)
-        del packed
-        torch.cuda.empty_cache()
+                    print(
+                        json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in record.items()}),
+                        file=sink,
+                    )
+            print(
+                f"{name + ' M=' + str(tokens):16}{floor:9.1f}{us:9.1f}{us / floor:8.2f}{theirs:18.1f}"
+                f"{theirs / us:7.2f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

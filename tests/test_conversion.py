@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from test_resume import FINISHED, Countdown, in_child, tree, wait
 from w4afp8 import conversion, formats, pipeline
 from w4afp8.cli import cli, code_of
 from w4afp8.errors import CheckpointError, FormatError, RecipeError, ResumeError, Stopped, W4AFP8Error
+from w4afp8.numerics import fp8
 from w4afp8.recipes._recipe import Resume
 from w4afp8.validate import validate
 
@@ -80,20 +83,18 @@ def test_every_tensor_is_where_the_other_engine_looks(quantized: Callable[..., P
     assert index["metadata"]["total_size"] == sum(t.numel() * t.element_size() for t in after.values())
 
 
-@pytest.mark.parametrize("dtype", ["fp8", "bf16"])
-def test_the_config_names_every_linear_once(quantized: Callable[..., Path], tmp_path: Path, dtype: str) -> None:
+def test_the_config_names_every_linear_once(quantized: Callable[..., Path], tmp_path: Path) -> None:
     """Each stored matrix falls to the group that its dtype needs, or is ignored because it has 16 bits."""
-    import re
 
     def named(patterns: list[str], module: str) -> bool:
         return any(re.match(p[3:], module) if p.startswith("re:") else p == module for p in patterns)
 
     there = tmp_path / "ct"
-    convert(quantized(dtype=dtype), CT, there)
+    convert(quantized(), CT, there)
     config = json.loads((there / "config.json").read_text())["quantization_config"]
     assert config["quant_method"] == "compressed-tensors"
-    assert config["format"] == ("mixed-precision" if dtype == "fp8" else "pack-quantized")
-    blocks = config["config_groups"].get("group_1", {"targets": []})["targets"]
+    assert config["format"] == "mixed-precision"
+    blocks = config["config_groups"]["group_1"]["targets"]
     for name, tensor in tensors(there).items():
         module, _, part = name.rpartition(".")
         if tensor.ndim != 2 or "embed_tokens" in name or part not in ("weight", "weight_packed"):
@@ -121,6 +122,20 @@ def test_a_scale_that_the_target_does_not_hold_is_named_before_anything_is_writt
     assert not (tmp_path / "ct").exists()
 
 
+def with_16_bit_attention(folder: Path) -> None:
+    """As another tool may have left it: FP8 blocks of attention widened."""
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    for path in folder.glob("model-*.safetensors"):
+        held = load_file(path)
+        for name in [n for n in held if ".self_attn." in n and n.endswith("_scale_inv")]:
+            scale = held.pop(name)
+            index["weight_map"].pop(name)
+            weight = fp8.decode_blocks(held[name.removesuffix("_scale_inv")], scale)
+            held[name.removesuffix("_scale_inv")] = weight.to(torch.bfloat16)
+        save_file(held, path, {"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 def refused(action: Callable[[], Any], kind: type[W4AFP8Error], says: str, out: Path) -> None:
     with pytest.raises(kind, match=says):
         action()
@@ -142,6 +157,8 @@ def test_what_cannot_be_converted_is_refused_with_the_reason(
     refused(lambda: convert(there, SGLANG, out), RecipeError, "needs static activation scales", out)
     save_file({"odd": torch.ones(1)}, scales)
     refused(lambda: convert(there, SGLANG, out), FormatError, "does not hold the activation scales", out)
+    with_16_bit_attention(sglang)
+    refused(lambda: convert(sglang, CT, out), RecipeError, "q_a_proj.weight stands in bf16", out)
     with pytest.raises(CheckpointError, match="validate has no proof for compressed_tensors_w4a8"):
         validate(there)
 
@@ -166,6 +183,26 @@ def test_a_stopped_conversion_goes_on_to_the_same_bytes(quantized: Callable[...,
         convert(source, CT, parts)
     with pytest.raises(CheckpointError, match="is the source itself"):
         convert(source, CT, source)
+
+
+def test_killed_between_any_two_steps_on_the_disk(quantized: Callable[..., Path], tmp_path: Path) -> None:
+    source = quantized()
+
+    def work(out: Path, countdown: int | None = None) -> int:
+        counter = Countdown(countdown)
+        counter.install()
+        convert(source, CT, out)
+        (tmp_path / "steps").write_text(str(counter.seen))
+        return 0
+
+    assert wait(in_child(lambda: work(tmp_path / "whole"))) == 0
+    steps, expected = int((tmp_path / "steps").read_text()), tree(tmp_path / "whole")
+    for number in range(12):
+        out, step = tmp_path / f"killed-{number}", number * steps // 12
+        assert wait(in_child(lambda out=out, step=step: work(out, step))) == -9
+        code = wait(in_child(lambda out=out: work(out)))
+        assert code in (0, FINISHED), (step, code)
+        assert tree(out) == expected, step
 
 
 def test_never_resuming_begins_anew(quantized: Callable[..., Path], tmp_path: Path) -> None:

@@ -2,51 +2,45 @@
 
 from __future__ import annotations
 
-import os
+import subprocess
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-
-from w4afp8 import pipeline
-from w4afp8.convert import resources
-from w4afp8.recipes._load import build
 
 Toy = Callable[..., Path]
 pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak of a process")
 WIDE = {"hidden_size": 512, "moe_intermediate_size": 512, "intermediate_size": 512, "n_routed_experts": 4}
+# Prints the process before the run, its peak in the run, and the peak that the plan promised.
+PROGRAM = """
+import sys, torch
+from pathlib import Path
+from w4afp8 import pipeline
+from w4afp8.convert import resources
+from w4afp8.recipes._load import build
+
+torch.set_num_threads(1)
+resources.return_freed_memory()
+source, out, method = sys.argv[1:]
+recipe = build({"method": {"name": method}, "calibration": {"tokens": 2048, "sequence": 256},
+                "coverage": {"min_tokens": 0}}, "x")
+run = pipeline.prepare(Path(source), recipe, Path(out))
+Path("/proc/self/clear_refs").write_text("5")  # begin the peak anew
+before = resources.peak_resident_bytes()
+pipeline.run(run)
+print(before, resources.peak_resident_bytes(), run.needs.peak)
+"""
 
 
 def peak_bytes(source: Path, out: Path, method: str = "rtn") -> tuple[int, int, int]:
-    """The process before the run, its peak in the run, and the peak that the plan promised."""
-    reading, writing = os.pipe()
-    sys.stderr.flush()
-    child = os.fork()
-    if child == 0:
-        try:
-            torch.set_num_threads(1)
-            resources.return_freed_memory()
-            recipe = build({"method": {"name": method}, "calibration": {"tokens": 2048, "sequence": 256},
-                            "coverage": {"min_tokens": 0}}, "x")  # fmt: skip
-            run = pipeline.prepare(source, recipe, out)
-            Path("/proc/self/clear_refs").write_text("5")  # begin the peak anew
-            before = resources.peak_resident_bytes()
-            pipeline.run(run)
-            os.write(writing, f"{before} {resources.peak_resident_bytes()} {run.needs.peak}".encode())
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(0)
-    os.close(writing)
-    found = os.read(reading, 100).decode().split()
-    os.close(reading)
-    os.waitpid(child, 0)
-    assert len(found) == 3, "the run failed"
-    return int(found[0]), int(found[1]), int(found[2])
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(source), str(out), method], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    before, peak, planned = map(int, done.stdout.split())
+    return before, peak, planned
 
 
 @pytest.mark.parametrize("method", ["rtn", "awq"])

@@ -23,6 +23,7 @@ from w4afp8.errors import CalibrationError, CheckpointError, QuantizationError, 
 from w4afp8.quantize.rtn import round_to_nearest
 from w4afp8.recipes._recipe import Recipe
 from w4afp8.terminal.inspect_view import inspect_json
+from w4afp8.validate import validate
 
 Toy = Callable[..., Path]
 Small = Callable[..., Recipe]
@@ -266,6 +267,44 @@ def test_a_full_disk_loses_nothing(
         CheckpointReader(out)
     run(source, small_recipe(), out)
     assert tree(out) == tree(tmp_path / "whole")
+
+
+def test_a_bf16_source_becomes_a_checkpoint_that_validate_proves(toy: Toy, small_recipe: Small, tmp_path: Path) -> None:
+    source = toy(dtype="bf16")
+    run(source, small_recipe("awq"), tmp_path / "out")
+    report = validate(tmp_path / "out", source)
+    assert report.proven, [str(problem) for problem in report.problems]
+    with CheckpointReader(tmp_path / "out") as written:
+        assert written.specs["model.layers.1.self_attn.o_proj.weight"].dtype == "F8_E4M3"
+        assert written.specs["model.layers.1.mlp.gate.weight"].dtype == "BF16"
+
+
+@pytest.mark.parametrize("method", quantize.names())
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("model.layers.1.post_attention_layernorm.weight", "the inputs of layer 1's experts"),
+        ("model.layers.1.mlp.gate.weight", "the routing of layer 1"),
+        ("model.layers.2.mlp.gate.e_score_correction_bias", "the routing of layer 2"),
+        ("model.layers.1.mlp.experts.1.up_proj.weight_scale_inv", "model.layers.1.mlp.experts.1.up_proj.weight"),
+        ("model.layers.2.mlp.experts.3.down_proj.weight", "model.layers.2.mlp.experts.3.down_proj.weight"),
+        ("model.layers.0.mlp.down_proj.weight", "the inputs of layer 1's experts"),
+    ],
+)
+def test_a_run_that_skips_the_survey_still_stops_at_nan(
+    toy: Toy, small_recipe: Small, tmp_path: Path, method: str, name: str, says: str
+) -> None:
+    source, out = toy(shard_gb=1.0), tmp_path / "out"
+    shard = next(source.glob("*.safetensors"))
+    tensors = load_file(shard)
+    if tensors[name].dtype == torch.float8_e4m3fn:
+        tensors[name].view(torch.uint8).view(-1)[3] = 0x7F
+    else:
+        tensors[name].view(-1)[0] = math.nan
+    save_file(tensors, shard)
+    with pytest.raises(QuantizationError, match=f"^{says}: NaN, infinity or beyond float32"):
+        run(source, small_recipe(method, compute={"survey": "none"}), out)
+    assert not (out / "config.json").exists()
 
 
 def test_a_bad_number_of_a_method_is_not_written(

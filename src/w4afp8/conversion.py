@@ -82,20 +82,25 @@ def run(
             lambda done, of: listener({"event": "progress", "unit": "source values", "done": done, "of": of}),
         )
     journal.open(_fingerprint(prepared))
-    output.check_finished(out, plan, journal)
-    for unit in plan.units:
+    with journal.locked():
+        output.check_finished(out, plan, journal)
+        _write_units(prepared, journal, listener, stop)
+        found = _publish(prepared, journal)
+        journal.discard()
+    listener({"event": "done", "bytes": plan.total_bytes, "peak_rss_bytes": resources.peak_resident_bytes()})
+    return found
+
+
+def _write_units(prepared: Conversion, journal: Journal, listener: Listener, stop: Callable[[], bool]) -> None:
+    for unit in prepared.translation.plan.units:
         if journal.record(unit.name) is not None:
             continue
         if stop():
             raise Stopped(f"stopped before {unit.name}; everything before it is kept, run the same command to go on")
         began = time.monotonic()
-        journal.finish(unit.name, {"digests": write_unit(prepared.translation, out, unit)})
+        journal.finish(unit.name, {"digests": write_unit(prepared.translation, prepared.out, unit)})
         seconds = round(time.monotonic() - began, 3)
         listener({"event": "unit", "unit": unit.name, "layer": unit.layer, "seconds": seconds})
-    found = _publish(prepared, journal)
-    journal.discard()
-    listener({"event": "done", "bytes": plan.total_bytes, "peak_rss_bytes": resources.peak_resident_bytes()})
-    return found
 
 
 def _fingerprint(prepared: Conversion) -> dict[str, Any]:
@@ -130,6 +135,6 @@ def _publish(prepared: Conversion, journal: Journal) -> dict[str, Any]:
         atomic.write_json(own / RECORD, read_json(theirs / RECORD) | {"format": plan.target.name, "digests": digests})
     for name in CARRIED:
         if (theirs / name).is_file():
-            atomic.write_bytes(own / name, (theirs / name).read_bytes())
+            atomic.copy_file(theirs / name, own / name)
     finish(out, plan, reader, [n for n in side_files(reader.folder) if not n.startswith(f"{RECORD_FOLDER}/")])
     return found

@@ -31,7 +31,6 @@ from w4afp8.convert.survey import Identity, headers_identity, survey_values
 from w4afp8.errors import RecipeError, Stopped
 from w4afp8.events import EventLog, Listener, ignore
 from w4afp8.families._inventory import take_inventory
-from w4afp8.formats._spec import GroupWeight
 from w4afp8.model.decoder import Decoder
 from w4afp8.model.weights import Weights
 from w4afp8.quantize._coverage import check_coverage, count_tokens
@@ -106,24 +105,32 @@ def run(
     if prepared.recipe.compute.threads:
         torch.set_num_threads(prepared.recipe.compute.threads)
 
-    identity = _survey_source(prepared, journal, listener)
+    surveying = _stoppable(listener, stop)
+    identity = _survey_source(prepared, journal, surveying)
     fingerprint = _fingerprint(prepared, identity)
     if journal.fingerprint is None:
-        _survey_coverage(prepared, listener)
+        _survey_coverage(prepared, surveying)
     resumed = journal.open(fingerprint)
-    output.check_finished(prepared.out, prepared.plan, journal)
-    atomic.write_bytes(prepared.folder / "recipe.yaml", render(prepared.recipe).encode())
-    log = EventLog(prepared.folder / "run.jsonl", listener)
-    log({"event": "resume" if resumed else "start", "version": _version.__version__, "units": len(prepared.plan.units)})
+    with journal.locked():
+        output.check_finished(prepared.out, prepared.plan, journal)
+        atomic.write_bytes(prepared.folder / "recipe.yaml", render(prepared.recipe).encode())
+        log = EventLog(prepared.folder / "run.jsonl", listener)
+        start = "resume" if resumed else "start"
+        log({"event": start, "version": _version.__version__, "units": len(prepared.plan.units)})
+        with torch.inference_mode():
+            _run_units(prepared, journal, log, stop)
+        record = _finish(prepared, journal, fingerprint)
+    log({"event": "done", "bytes": prepared.plan.total_bytes, "peak_rss_bytes": resources.peak_resident_bytes()})
+    return record
 
-    with torch.inference_mode():
-        _run_units(prepared, journal, log, stop)
+
+def _finish(prepared: Run, journal: Journal, fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """Every unit is written: make the output a checkpoint, its record first, config.json last."""
     records = {unit.name: journal.record(unit.name) or {} for unit in prepared.plan.units}
     scales = {r["layer"]: r["evidence"]["input_scale"] for r in records.values() if r.get("evidence")}
     record = write_record(prepared.folder, prepared.plan, prepared.recipe, fingerprint, records, journal.folder)
     publish(prepared.out, prepared.plan, prepared.reader, scales)
     journal.discard()
-    log({"event": "done", "bytes": prepared.plan.total_bytes, "peak_rss_bytes": resources.peak_resident_bytes()})
     return record
 
 
@@ -158,34 +165,28 @@ def _run_unit(
     """Write one unit; the states after it and its journal record."""
     d, layer = prepared.plan.dimensions, unit.layer
     record: dict[str, Any] = {"layer": layer, "evidence": None}
+    folded: dict[str, Tensor] = {}
     with UnitWriter(prepared.out, unit) as writer:
-        if layer is None or current is None:
-            writer.copy_rest(prepared.reader, {})
-        elif not d.is_moe(layer) or not _is_quantized(prepared.plan, layer):
-            if layer < d.layers:
+        if layer is not None and current is not None:
+            if d.is_moe(layer) and _is_quantized(prepared.plan, layer):
+                if d.is_mtp(layer):
+                    current = decoder.mtp_input(layer, prepared.tokens_BS[:, layer - d.layers :], current)
+                result = quantize_layer(
+                    decoder,
+                    layer,
+                    current,
+                    prepared.method,
+                    lambda name, weight: writer.put_weight(name, prepared.plan.target.expert_weight, weight),
+                    headroom=prepared.recipe.activations.headroom,
+                    progress=lambda done, of: log({"event": "progress", "unit": unit.name, "done": done, "of": of}),
+                )
+                folded = result.folded.tensors
+                states.record(unit.name, layer, result.recorded)
+                record["evidence"] = {**result.evidence, "folded": sorted(folded)}
+            elif layer < d.layers:
                 decoder.step(layer, current)
-            writer.copy_rest(prepared.reader, {})
-        else:
-            if d.is_mtp(layer):
-                current = decoder.mtp_input(layer, prepared.tokens_BS[:, layer - d.layers :], current)
-            pack = prepared.plan.target.expert_weight.pack
-
-            def put(name: str, weight: GroupWeight) -> None:
-                for suffix, tensor in pack(weight).items():
-                    writer.put(name.removesuffix(".weight") + suffix, tensor)
-
-            result = quantize_layer(
-                decoder,
-                layer,
-                current,
-                prepared.method,
-                put,
-                headroom=prepared.recipe.activations.headroom,
-                progress=lambda done, of: log({"event": "progress", "unit": unit.name, "done": done, "of": of}),
-            )
-            writer.copy_rest(prepared.reader, result.folded.tensors)
-            states.record(unit.name, layer, result.recorded)
-            record["evidence"] = {**result.evidence, "folded": sorted(result.folded.tensors)}
+        writer.copy_rest(prepared.reader, folded)
+        writer.recode(decoder.weights, prepared.plan.target.linear_weight, folded)
     return current, {**record, "digests": writer.digests}
 
 
@@ -222,6 +223,17 @@ def _check_device(name: str) -> None:
         raise RecipeError(
             f"compute.device is {name!r}, but torch finds no CUDA device; use cpu or install torch with CUDA"
         )
+
+
+def _stoppable(listener: Listener, stop: Callable[[], bool]) -> Listener:
+    """A listener that ends the survey when asked: it may take an hour, and nothing of it is lost but time."""
+
+    def listen(event: dict[str, Any]) -> None:
+        listener(event)
+        if stop():
+            raise Stopped("stopped while the source was surveyed; run the same command to begin it again")
+
+    return listen
 
 
 def _survey_source(prepared: Run, journal: Journal, listener: Listener) -> Identity:

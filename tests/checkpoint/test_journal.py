@@ -82,3 +82,12 @@ def test_a_journal_is_never_forgotten_by_halves(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(KeyboardInterrupt):
         journal.discard()
     assert journal.fingerprint is None
+
+
+def test_a_second_run_is_kept_out_until_the_first_lets_go(tmp_path: Path) -> None:
+    first, second = Journal(tmp_path / "state"), Journal(tmp_path / "state")
+    first.open({"a": 1})
+    with first.locked(), pytest.raises(ResumeError, match="another run"), second.locked():
+        pass
+    with second.locked():
+        pass

@@ -151,9 +151,15 @@ def test_the_source_config_is_kept_but_for_its_quantization(miniature: Path) -> 
 
 
 def test_bf16_sources_become_the_same_experts(toy: Callable[..., Path]) -> None:
-    """What stands beside the experts stays bf16; SGLang's FP8 linears cannot load that; the plan names the roles."""
+    """SGLang reads the linears beside the experts as FP8 blocks, so a bf16 source's become that, but no router."""
     plan = plan_of(toy(dtype="bf16"))
     lines = {line.role: line for line in plan.roles}
     assert lines["routed expert"].source_format == "bf16"
     assert lines["routed expert"].output_format == "sglang_w4afp8"
-    assert lines["attention"].output_format == "bf16"
+    assert lines["attention"].output_format == lines["shared expert"].output_format == "deepseek_fp8"
+    assert {line.output_format for line in plan.roles if line.role in ("router", "embedding", "head")} <= {
+        "bf16",
+        "f32",
+    }
+    recoded = {name for unit in plan.units for name in unit.recoded}
+    assert recoded and not recoded & {name for unit in plan.units for name in unit.copies}

@@ -68,6 +68,21 @@ def test_a_machine_that_is_too_small_is_refused(
     assert caught.value.exit_code == 4
 
 
+def test_what_is_written_already_is_not_asked_for_again(
+    needs: Needs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that stopped half way on a disk that is just large enough must be able to go on."""
+    out = tmp_path / "out"
+    (out / "w4afp8").mkdir(parents=True)
+    (out / "model-00001-of-00002.safetensors").write_bytes(b"\0" * 6000)
+    (out / "w4afp8" / "layer-000.states").write_bytes(b"\0" * 350)
+    machine(monkeypatch, free=4350, available=3000)
+    resources.check(needs, out)
+    machine(monkeypatch, free=4349, available=3000)
+    with pytest.raises(ResourceError, match="disk: the output takes 4 kB"):
+        resources.check(needs, out)
+
+
 def test_more_layers_need_no_more_memory(miniature_config: dict[str, Any]) -> None:
     few = needs_of(miniature_config, 65536)
     many = needs_of(miniature_config | {"num_hidden_layers": 32}, 65536)

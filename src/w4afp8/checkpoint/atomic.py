@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,16 @@ def write_bytes(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     commit(partial, path)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file atomically, in pieces."""
+    partial = target.with_name(target.name + PARTIAL)
+    with source.open("rb") as reading, partial.open("wb") as file:
+        shutil.copyfileobj(reading, file, 1 << 20)
+        file.flush()
+        os.fsync(file.fileno())
+    commit(partial, target)
 
 
 def write_json(path: Path, content: Any) -> None:

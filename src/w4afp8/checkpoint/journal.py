@@ -6,6 +6,9 @@ only after the unit's bytes are durable.  Whoever finds the same fingerprint goe
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +26,22 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep a second run out of an open journal while the block lasts; a killed run's lock dies with it.
+
+        Raises: ResumeError when another run holds it.
+        """
+        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ResumeError(f"{self.folder}: another run writes this output; wait for it or stop it") from error
+            yield
+        finally:
+            os.close(descriptor)
 
     @property
     def fingerprint(self) -> dict[str, Any] | None:

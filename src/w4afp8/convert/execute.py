@@ -11,6 +11,8 @@ from torch import Tensor
 from w4afp8.checkpoint.reader import CheckpointReader
 from w4afp8.checkpoint.writer import ShardWriter
 from w4afp8.convert.plan import Unit
+from w4afp8.formats._spec import Weight, WeightFormat
+from w4afp8.model.weights import Weights
 
 
 class UnitWriter:
@@ -25,6 +27,11 @@ class UnitWriter:
         """Write one tensor where the plan wants it."""
         self._home[name].put(name, tensor)
 
+    def put_weight(self, name: str, form: WeightFormat, weight: Weight) -> None:
+        """Write one matrix (by its `.weight` name) as the tensors of its format."""
+        for suffix, tensor in form.pack(weight).items():
+            self.put(name.removesuffix(".weight") + suffix, tensor)
+
     def copy_rest(self, reader: CheckpointReader, instead: Mapping[str, Tensor]) -> None:
         """Copy what the unit takes from the source, but for the tensors, by their names there, that a fold replaced."""
         for name in self.unit.copies:
@@ -33,6 +40,13 @@ class UnitWriter:
                 self.put(name, instead[source])
             else:
                 self._home[name].copy(name, reader, source)
+
+    def recode(self, weights: Weights, linear: WeightFormat, instead: Mapping[str, Tensor]) -> None:
+        """Write the matrices that change format on the way, folded ones as the fold left them."""
+        assert linear.encode is not None, f"{linear.name} cannot be made from real numbers alone"
+        for name in self.unit.recoded:
+            real = instead[name].float() if name in instead else weights.matrix(name)
+            self.put_weight(name, linear, linear.encode(real))
 
     @property
     def digests(self) -> dict[str, str]:

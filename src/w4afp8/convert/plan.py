@@ -11,6 +11,7 @@ from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.errors import FormatError, RecipeError, raise_all
 from w4afp8.families._inventory import Item
 from w4afp8.families._spec import PROJECTIONS, Dimensions, Family, Role
+from w4afp8.formats._spec import WeightFormat
 from w4afp8.formats._target import CheckpointFormat
 from w4afp8.numerics.groups import GROUP
 from w4afp8.recipes._recipe import Mtp, Recipe
@@ -26,7 +27,8 @@ class Unit:
     layer: int | None
     shards: Mapping[str, tuple[TensorSpec, ...]]  # file name -> its tensors
     copies: tuple[str, ...]  # output tensors that are the source's, byte for byte (a fold may replace some)
-    renamed: Mapping[str, str] = field(default_factory=dict)  # those whose source has another name -> that name
+    recoded: tuple[str, ...] = ()  # matrices that a 16-bit source has and the output's engines read in another format
+    renamed: Mapping[str, str] = field(default_factory=dict)  # copies whose source has another name -> that name
 
     @property
     def span_bytes(self) -> int:
@@ -96,7 +98,8 @@ def make_plan(
     native = set(range(kept.layers, kept.all_layers)) if mtp is Mtp.NATIVE else set()
     quantized = _quantized_names(items, recipe, target, native)
     return lay_out(
-        family, kept, new_config, items, target, quantized=quantized, mtp=mtp,
+        family, kept, new_config, items, target, quantized=quantized,
+        recoded=frozenset(name for name, item in items.items() if is_recoded(item, target)), mtp=mtp,
         input_scales=input_scale_specs(family, kept, target, native), shard_bytes=int(recipe.output.shard_gb * 1e9),
     )  # fmt: skip
 
@@ -109,6 +112,7 @@ def lay_out(
     target: CheckpointFormat,
     *,
     quantized: frozenset[str],
+    recoded: frozenset[str],
     mtp: Mtp,
     input_scales: tuple[TensorSpec, ...],
     shard_bytes: int,
@@ -117,27 +121,24 @@ def lay_out(
 
     Raises: FormatError for a tensor that the target's engines cannot read as it stands.
     """
-    carried = {name: _carried(item, target) for name, item in items.items() if name not in quantized}
+    becomes = dict.fromkeys(quantized, target.expert_weight) | dict.fromkeys(recoded, target.linear_weight)
+    carried = {name: _carried(item, target) for name, item in items.items() if name not in becomes}
     outputs = {
-        name: [spec for spec, _ in carried[name]] if name in carried else _packed(item, target)
+        name: [spec for spec, _ in carried[name]] if name in carried else _packed(item, becomes[name])
         for name, item in items.items()
     }
     renamed = {spec.name: old for pairs in carried.values() for spec, old in pairs if spec.name != old}
-    rest = {item.format.name for name, item in items.items() if item.format and name in carried}
-    new_config = dict(config)
-    new_config["quantization_config"] = target.quantization_config(
-        config, {target.rest.get(name, name) for name in rest}
-    )
+    new_config = {**config, "quantization_config": target.quantization_config(config)}
     return Plan(
         family=family,
         dimensions=dimensions,
         target=target,
         inventory=items,
-        units=_units(items, outputs, quantized, renamed, dimensions, shard_bytes),
+        units=_units(items, outputs, quantized, renamed, recoded, dimensions, shard_bytes),
         mtp=mtp,
         config=new_config,
         input_scales=input_scales,
-        roles=_count_roles(items, outputs, quantized, target),
+        roles=_count_roles(items, outputs, becomes, target),
     )
 
 
@@ -183,23 +184,40 @@ def _quantized_names(
     return frozenset(matrices[stem].expected.name for stem in chosen & must)
 
 
-def _packed(item: Item, target: CheckpointFormat) -> list[TensorSpec]:
+LINEAR = (Role.ATTENTION, Role.DENSE_MLP, Role.SHARED_EXPERT)
+
+
+def is_recoded(item: Item, target: CheckpointFormat) -> bool:
+    """Whether engines of the output read this matrix as other numbers than the source has it in."""
+    expected = item.expected
+    if not expected.matrix or expected.role not in LINEAR or item.format is None:
+        return False
+    return item.format.form is not target.linear_weight.form
+
+
+def _packed(item: Item, becomes: WeightFormat) -> list[TensorSpec]:
     n, k = item.expected.shape
-    return target.expert_weight.specs(item.expected.stem, n, k)
+    return becomes.specs(item.expected.stem, n, k)
+
+
+def _carried_as(item: Item, target: CheckpointFormat) -> WeightFormat | None:
+    """The format that a copied matrix stands in afterwards: the same numbers, as the target's engines name them."""
+    linear = target.linear_weight
+    return linear if item.format is not None and item.format.form is linear.form else item.format
 
 
 def _carried(item: Item, target: CheckpointFormat) -> list[tuple[TensorSpec, str]]:
     """The source's tensors under the names that the target's engines look for, each with its name in the source."""
-    if item.format is None or item.format.name not in target.rest:
+    form = _carried_as(item, target)
+    if form is None or form is item.format:
         return [(TensorSpec(spec.name, spec.dtype, spec.shape), spec.name) for spec in item.tensors]
-    parts = formats.get(target.rest[item.format.name]).parts
-    for part, spec in zip(parts, item.tensors, strict=True):
-        if spec.dtype not in part.dtypes:
-            raise FormatError(f"{spec}: {target.name} reads {item.expected.stem}{part.suffix} as {part.dtypes[0]}")
-    return [
-        (TensorSpec(item.expected.stem + part.suffix, spec.dtype, spec.shape), spec.name)
-        for part, spec in zip(parts, item.tensors, strict=True)
+    pairs = [
+        (item.expected.stem + part.suffix, part, spec) for part, spec in zip(form.parts, item.tensors, strict=True)
     ]
+    for name, part, spec in pairs:
+        if spec.dtype not in part.dtypes:
+            raise FormatError(f"{spec}: {target.name} reads {name} as {part.dtypes[0]}")
+    return [(TensorSpec(name, spec.dtype, spec.shape), spec.name) for name, _, spec in pairs]
 
 
 def _units(
@@ -207,6 +225,7 @@ def _units(
     outputs: Mapping[str, list[TensorSpec]],
     quantized: frozenset[str],
     renamed: Mapping[str, str],
+    recoded: frozenset[str],
     d: Dimensions,
     shard_bytes: int,
 ) -> tuple[Unit, ...]:
@@ -222,9 +241,10 @@ def _units(
             number += 1
             file = f"model-{number:05d}-of-{total:05d}.safetensors"
             shards[file] = tuple(replace(spec, shard=file) for spec in specs)
-        copies = tuple(s.name for n in names if n not in quantized for s in outputs[n])
+        copies = tuple(s.name for n in names if n not in quantized and n not in recoded for s in outputs[n])
         moved = {name: renamed[name] for name in copies if name in renamed}
-        units.append(Unit(OUTSIDE if layer is None else f"layer-{layer:03d}", layer, shards, copies, moved))
+        name = OUTSIDE if layer is None else f"layer-{layer:03d}"
+        units.append(Unit(name, layer, shards, copies, tuple(n for n in names if n in recoded), moved))
     return tuple(units)
 
 
@@ -258,13 +278,14 @@ def input_scale_specs(
 def _count_roles(
     items: Mapping[str, Item],
     outputs: Mapping[str, list[TensorSpec]],
-    quantized: frozenset[str],
+    becomes: Mapping[str, WeightFormat],
     target: CheckpointFormat,
 ) -> tuple[RoleCount, ...]:
     counts: dict[tuple[str, str, str], list[int]] = {}
     for name, item in items.items():
         before = item.format.name if item.format else item.tensors[0].dtype.lower()
-        after = target.expert_weight.name if name in quantized else target.rest.get(before, before)
+        kept = _carried_as(item, target)
+        after = becomes[name].name if name in becomes else kept.name if kept else before
         line = counts.setdefault((item.expected.role.value, before, after), [0, 0, 0])
         line[0] += 1
         line[1] += item.span_bytes

@@ -47,7 +47,7 @@ def finish(out: Path, plan: Plan, reader: CheckpointReader, copied: Iterable[str
     for name in copied:
         target = out / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write_bytes(target, (reader.folder / name).read_bytes())
+        atomic.copy_file(reader.folder / name, target)
     for name, content in plan.target.side_files(plan.config).items():
         atomic.write_json(out / name, content)
     atomic.write_json(out / INDEX, {"metadata": {"total_size": plan.total_bytes}, "weight_map": plan.weight_map})

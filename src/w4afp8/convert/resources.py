@@ -90,13 +90,17 @@ def _attention_weights(d: Dimensions) -> int:
 
 
 def check(needs: Needs, out: Path) -> None:
-    """Raises: ResourceError when disk or memory is short, both at once."""
+    """Raises: ResourceError when disk or memory is short, both at once.
+
+    What an unfinished run has written already is not asked for again.
+    """
     place = next(p for p in (out, *out.absolute().parents) if p.exists())
     free, available = shutil.disk_usage(place).free, psutil.virtual_memory().available
     problems = []
-    if needs.disk > free:
+    written = sum(p.stat().st_size for p in out.rglob("*") if p.is_file()) if out.is_dir() else 0
+    if needs.disk - written > free:
         problems.append(
-            f"disk: the output takes {human(needs.disk)}, {place} has {human(free)} free; "
+            f"disk: the output takes {human(needs.disk - written)}, {place} has {human(free)} free; "
             "choose another -o or make room"
         )
     if needs.peak - needs.resident > available:

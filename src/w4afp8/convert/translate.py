@@ -18,7 +18,7 @@ from w4afp8.checkpoint.reader import CheckpointReader
 from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.checkpoint.writer import ShardWriter
 from w4afp8.convert.execute import UnitWriter
-from w4afp8.convert.plan import Plan, Unit, input_scale_specs, lay_out
+from w4afp8.convert.plan import Plan, Unit, input_scale_specs, is_recoded, lay_out
 from w4afp8.convert.state import read_tensors
 from w4afp8.errors import FormatError, RecipeError, W4AFP8Error, raise_all
 from w4afp8.families._inventory import Item, take_inventory
@@ -62,6 +62,12 @@ def plan_translation(reader: CheckpointReader, target: CheckpointFormat, shard_g
         FormatError,
         f"the experts are not all in {source.name}",
     )
+    misread = [item for item in items.values() if is_recoded(item, target)]
+    raise_all(
+        [f"{i.expected.name} stands in {i.format.name}" for i in misread[:5] if i.format],
+        RecipeError,
+        f"engines that read {target.name} read these in {target.linear_weight.name}, and that would round them",
+    )
     kept = rule.indexed or _kept_scales(reader, source)
     if target.input_scale.indexed and not kept:
         raise RecipeError(
@@ -70,7 +76,7 @@ def plan_translation(reader: CheckpointReader, target: CheckpointFormat, shard_g
         )
     plan = lay_out(
         family, d, reader.config, items, target,
-        quantized=frozenset(item.expected.name for item in experts), mtp=Mtp.QUANTIZE,
+        quantized=frozenset(item.expected.name for item in experts), recoded=frozenset(), mtp=Mtp.QUANTIZE,
         input_scales=input_scale_specs(family, d, target) if kept else (), shard_bytes=int(shard_gb * 1e9),
     )  # fmt: skip
     return Translation(reader, source, plan, _conversion.judge(source.name, target.name).conditions)

@@ -101,6 +101,8 @@ class WeightFormat:
     parts: tuple[Part, ...]
     unpack: Callable[[Mapping[str, Tensor]], Weight]  # suffix -> tensor
     pack: Callable[[Any], dict[str, Tensor]]
+    # Real numbers to the middle form, for formats that need nothing but the numbers to choose their codes.
+    encode: Callable[[Tensor], Weight] | None = None
 
     def specs(self, stem: str, n: int, k: int) -> list[TensorSpec]:
         """The tensors that a matrix [n, k] takes, as they are written."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from w4afp8.formats._spec import WeightFormat
 
@@ -21,26 +21,16 @@ class InputScale:
         return f"{expert_stem}.{self.names[projection]}.input_scale"
 
 
-class QuantizationConfig(Protocol):
-    """Makes config.json's `quantization_config`."""
-
-    def __call__(self, config: Mapping[str, Any], rest: Collection[str] = (), /) -> dict[str, Any]:
-        """`config` is the source's, `rest` the formats of the matrices that are no routed experts."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class CheckpointFormat:
     """A checkpoint format that can be written."""
 
     name: str
     expert_weight: WeightFormat
+    linear_weight: WeightFormat  # how its engines read attention, dense MLPs and shared experts
     input_scale: InputScale
     partial_experts: str | None  # how a layer opts out of int4 experts; None when its engines know no way
-    quantization_config: QuantizationConfig
+    quantization_config: Callable[[Mapping[str, Any]], dict[str, Any]]  # source config -> config.json's field
     side_files: Callable[[Mapping[str, Any]], dict[str, Any]]  # output config -> file name -> JSON
     read_by: tuple[str, ...]
-    rest: Mapping[str, str]  # a format beside the experts -> the same bytes as these engines name them
-    validated: (
-        bool  # `w4afp8 validate` can prove it, so `quantize` may write it; `convert` proves what it writes itself
-    )
+    validated: bool  # `validate` can prove it, so `quantize` may write it; `convert` proves what it writes itself

@@ -8,13 +8,14 @@ not hold is refused.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from w4afp8.errors import FormatError
+from w4afp8.formats import compressed_tensors_fp8
 from w4afp8.formats._spec import GroupWeight, Part, WeightFormat
 from w4afp8.formats._target import CheckpointFormat, InputScale
 from w4afp8.formats.sglang_w4afp8 import INPUT_SCALE_NAMES
@@ -64,18 +65,15 @@ def _pack(weight: GroupWeight) -> dict[str, Tensor]:
     }
 
 
-def _config(source: Mapping[str, Any], rest: Collection[str] = (), /) -> dict[str, Any]:
-    """One group for the experts; where the rest is FP8, a second one for it, found first because it names modules."""
-    experts: dict[str, Any] = {
+def _config(source: Mapping[str, Any]) -> dict[str, Any]:
+    """One group for the experts, one for the FP8 rest, which is found first because it names its modules."""
+    experts = {
         "targets": ["Linear"],
+        "format": "pack-quantized",
         "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": groups.GROUP, "symmetric": True,
                     "dynamic": False},
         "input_activations": {**ACTIVATIONS, "strategy": "token"},
     }  # fmt: skip
-    shared = {"quant_method": "compressed-tensors", "quantization_status": "compressed"}
-    if "compressed_tensors_fp8" not in rest:
-        ignore = [*SIXTEEN_BIT, *FP8_LINEARS]
-        return {**shared, "format": "pack-quantized", "config_groups": {"group_0": experts}, "ignore": ignore}
     blocks = {
         "targets": list(FP8_LINEARS),
         "format": "float-quantized",
@@ -84,9 +82,10 @@ def _config(source: Mapping[str, Any], rest: Collection[str] = (), /) -> dict[st
         "input_activations": {**ACTIVATIONS, "strategy": "group", "group_size": 128},
     }  # fmt: skip
     return {
-        **shared,
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
         "format": "mixed-precision",
-        "config_groups": {"group_0": {"format": "pack-quantized", **experts}, "group_1": blocks},
+        "config_groups": {"group_0": experts, "group_1": blocks},
         "ignore": list(SIXTEEN_BIT),
     }
 
@@ -111,11 +110,11 @@ WEIGHT = WeightFormat(
 CHECKPOINT = CheckpointFormat(
     name="compressed_tensors_w4a8",
     expert_weight=WEIGHT,
+    linear_weight=compressed_tensors_fp8.WEIGHT,
     input_scale=InputScale(KEPT_SCALES_FILE, INPUT_SCALE_NAMES, indexed=False),
     partial_experts=None,
     quantization_config=_config,
     side_files=_no_side_files,
-    read_by=("vLLM (compressed-tensors)", "SGLang where the rest is 16-bit (pack-quantized)"),
-    rest={"deepseek_fp8": "compressed_tensors_fp8"},
+    read_by=("vLLM (compressed-tensors, mixed-precision)",),
     validated=False,
 )

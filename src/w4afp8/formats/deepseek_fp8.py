@@ -22,6 +22,10 @@ def _pack(weight: BlockWeight) -> dict[str, Tensor]:
     return {".weight": weight.codes_NK, ".weight_scale_inv": weight.scale_RC}
 
 
+def _encode(real_NK: Tensor) -> BlockWeight:
+    return BlockWeight(*fp8.encode_blocks(real_NK))
+
+
 WEIGHT = WeightFormat(
     name="deepseek_fp8",
     bits=8,
@@ -29,4 +33,5 @@ WEIGHT = WeightFormat(
     parts=(Part(".weight", ("F8_E4M3",), matrix), Part(".weight_scale_inv", ("F32",), fp8.block_grid)),
     unpack=_unpack,
     pack=_pack,
+    encode=_encode,
 )

@@ -7,12 +7,13 @@ multiplier; activation scales stand under w1, w2, w3 beside weights named gate, 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from w4afp8.formats import deepseek_fp8
 from w4afp8.formats._spec import GroupWeight, Part, WeightFormat
 from w4afp8.formats._target import CheckpointFormat, InputScale
 from w4afp8.numerics import groups, int4
@@ -38,8 +39,8 @@ def _pack(weight: GroupWeight) -> dict[str, Tensor]:
     return {".weight": int4.pack_low_first(weight.codes_NK), ".weight_scale_inv": weight.scale_NG}
 
 
-def _config(source: Mapping[str, Any], rest: Collection[str] = (), /) -> dict[str, Any]:
-    """SGLang reads `quant_method` and hard-codes everything else, the rest's format too; the fields are for people."""
+def _config(source: Mapping[str, Any]) -> dict[str, Any]:
+    """SGLang reads `quant_method` and hard-codes the rest; the rest is here for people."""
     return {
         "quant_method": "w4afp8",
         "activation_scheme": "static",
@@ -81,11 +82,11 @@ WEIGHT = WeightFormat(
 CHECKPOINT = CheckpointFormat(
     name="sglang_w4afp8",
     expert_weight=WEIGHT,
+    linear_weight=deepseek_fp8.WEIGHT,
     input_scale=InputScale(ACTIVATION_SCALES_FILE, INPUT_SCALE_NAMES),
     partial_experts=None,
     quantization_config=_config,
     side_files=_side_files,
     read_by=("SGLang >= 0.5 (--quantization is detected)", "TensorRT-LLM (W4A8_CUSTOM)"),
-    rest={"compressed_tensors_fp8": "deepseek_fp8"},
     validated=True,
 )

@@ -286,7 +286,7 @@ SCHEMAS: tuple[tuple[str, Callable[..., object], Callable[..., object]], ...] = 
         "fused_moe(Tensor x, Tensor topk_ids, Tensor topk_weights, Tensor w13, Tensor w13_scale, Tensor w2, "
         "Tensor w2_scale, Tensor? w13_input_scale=None, Tensor? w2_input_scale=None, float? swiglu_limit=None, "
         "float swiglu_alpha=1.0, float swiglu_beta=0.0, float routed_scaling_factor=1.0, int expert_begin=0, "
-        'str layout="canonical") -> Tensor',
+        'str layout="canonical", int routed_experts=0) -> Tensor',
         fused_moe,
         _fake_fused_moe,
     ),

@@ -55,6 +55,14 @@ def _squares(error: Tensor) -> float:
     return error.square().sum(dtype=torch.float64).item()
 
 
+def require_finite(name: str, numbers: Tensor) -> None:
+    """Raises: QuantizationError when a number is NaN or infinite: runs that skip the survey still stop here."""
+    if numbers.numel() and not all(torch.isfinite(end) for end in numbers.aminmax()):  # no mask as large as the tensor
+        raise QuantizationError(
+            f"{name}: NaN, infinity or beyond float32 in the source; nothing of this layer was kept"
+        )
+
+
 def check(name: str, weight: GroupWeight) -> None:
     """Raises: QuantizationError when a scale is not finite and positive as the bf16 that consumers read."""
     scale = weight.scale_NG.to(torch.bfloat16).float()

@@ -19,7 +19,7 @@ from w4afp8.model.decoder import Decoder
 from w4afp8.model.feedforward import intermediate, pieces, rows_per_piece
 from w4afp8.model.router import Routing, route
 from w4afp8.numerics import fp8
-from w4afp8.quantize._evidence import check, measure
+from w4afp8.quantize._evidence import check, measure, require_finite
 from w4afp8.quantize._fold import FoldedTensors, apply_fold
 from w4afp8.quantize._gram import gram
 from w4afp8.quantize._method import PRIOR_TOKENS, ExpertInputs, ExpertWeights, Fold, LayerPrior, LayerView, Method
@@ -61,6 +61,8 @@ def quantize_layer(
     decoder.attend(layer, states_BSH)
     x_TH = decoder.mlp_input(layer, states_BSH)
     routing = decoder.route(layer, x_TH)
+    require_finite(f"the inputs of layer {layer}'s experts", x_TH)
+    require_finite(f"the routing of layer {layer}", routing.scores_TE)
     recorded = _record(x_TH, routing)
     prior = _prior(x_TH) if method.wants_prior else None
     view = _view(decoder, layer, x_TH, routing, prior)
@@ -76,6 +78,9 @@ def quantize_layer(
     amax = {"gate_up": _amax(x_TH if scale_H is None else x_TH / scale_H), "down": 0.0}
     experts: list[dict[str, Any]] = []
     for e, weights, inputs in view.experts():
+        names = expert_matrices(decoder.family, layer, e)
+        for name, matrix in zip(names, (weights.gate_IH, weights.up_IH, weights.down_HI)):
+            require_finite(name, matrix)
         _add_output(weights, inputs, states_TH, routing.tokens_of(e)[0])
         source = weights
         if scale_H is not None:
@@ -84,7 +89,7 @@ def quantize_layer(
         result = method.quantize(weights, inputs)
         errors, down_amax = measure(source, inputs, result, scale_H)
         amax["down"] = max(amax["down"], down_amax)
-        for name, weight in zip(expert_matrices(decoder.family, layer, e), (result.gate, result.up, result.down)):
+        for name, weight in zip(names, (result.gate, result.up, result.down)):
             check(name, weight)
             put(name, weight)
         experts.append({"expert": e, "tokens": inputs.routed, **errors, **result.evidence})

@@ -81,7 +81,9 @@ def render_evaluation(console: Console, report: Said) -> None:
     """One evaluation: what was lost, beside the source."""
     content = plain(report)
     head = f"{content['checkpoint']} beside {content['against']}: {content['sequences']} x {content['sequence']} tokens"
-    console.print(f"{head} of {content['data']}, FP8 activations: {content['activations']}", highlight=False)
+    console.print(
+        f"{head} of {content['data']}, FP8 activations: {content['activations']}", highlight=False, markup=False
+    )
     table = Table(box=None, pad_edge=False)
     for title in ("", "source", "checkpoint", "change"):
         table.add_column(title, justify="left" if not title else "right")

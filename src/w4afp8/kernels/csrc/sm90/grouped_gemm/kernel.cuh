@@ -7,6 +7,7 @@
 #pragma once
 #include "../../ptx/copy.cuh"
 #include "../../ptx/wgmma.cuh"
+#include "../overlap.cuh"
 #include "config.h"
 #include "dequantize.cuh"
 #include "epilogue.cuh"
@@ -167,9 +168,11 @@ __device__ __forceinline__ void step(float (&acc)[kTokens / 2], const Weights& n
   for (int k = 1; k < 4; ++k) ptx::Wgmma<kTokens>::template multiply<true>(product, now.a + 4 * k, x + 2 * k);
   ptx::wgmma_commit();
   if (group + 1 < s.groups) {
+    if constexpr (C::kOrdered) ptx::named_barrier(8 + at.consumer, 256);
     unpack_all(next, packed, p.weight_scale_float);
 #pragma unroll
     for (int i = 0; i < 16; ++i) ptx::pin(next.a[i]);
+    if constexpr (C::kOrdered) ptx::named_barrier_arrive(8 + (at.consumer ^ 1), 256);
     if (group + 2 < s.groups) {
       if constexpr (kGroup == 0) ptx::barrier_wait(&smem.full[fetch.stage], fetch.phase);
       load_packed<C, kGroup>(packed, at, fetch.stage, p.weight_scale_float);
@@ -291,6 +294,7 @@ __global__ void __launch_bounds__(C::kThreads, 1) kernel(const __grid_constant__
     }
     ptx::barrier_init_fence();
   }
+  wait_for_previous();
   const int row_tiles = divide_up(args.p.rows, kTileRows * C::kConsumers);
   make_plan<C::kThreads>(args.p, row_tiles, C::kMaxTokens, smem.plan);
 
@@ -304,6 +308,7 @@ __global__ void __launch_bounds__(C::kThreads, 1) kernel(const __grid_constant__
     Ring<C::kStages> fetch;
     Ring<2> tile;
     Segment s;
+    if (C::kOrdered && at.consumer == 1) ptx::named_barrier_arrive(8, 256);
     while (walk.next(s)) {
       C::Tokens::dispatch(s.tokens, [&]<int kTokens>() { consume<C, kTokens>(args, smem, fetch, tile, s, at); });
     }

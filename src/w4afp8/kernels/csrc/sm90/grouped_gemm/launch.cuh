@@ -2,6 +2,7 @@
 #pragma once
 #include <cudaTypedefs.h>
 
+#include "../overlap.cuh"
 #include "kernel.cuh"
 #include "launch.h"
 #include "workspace.h"
@@ -76,8 +77,7 @@ const char* launch(const Params& p, cudaStream_t stream) {
                                   &args.ready, &args.partial);
     if (wrong != nullptr) return wrong;
   }
-  kernel<C><<<blocks, C::kThreads, kShared, stream>>>(args);
-  error = cudaGetLastError();
+  error = launch_overlapped(kernel<C>, blocks, C::kThreads, kShared, stream, args);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 

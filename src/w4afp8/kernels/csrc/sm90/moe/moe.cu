@@ -1,3 +1,4 @@
+#include "../overlap.cuh"
 #include "route.cuh"
 #include "vector.cuh"
 
@@ -8,10 +9,7 @@ constexpr int kThreads = 256;
 constexpr int kMaxPieces = 4;  // pieces of eight a thread keeps in registers: rows of up to 8192 values in one read
 constexpr int kMaxTopK = 64;
 
-const char* last_error() {
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
-}
+const char* message(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
 
 // One block a token.  The row is read once, its largest value found, and the quantized row written wherever it is
 // wanted: to its own place, or to the row of each of its pairs.
@@ -19,6 +17,7 @@ template <bool kScatter, bool kRoutes>
 __global__ void __launch_bounds__(kThreads) quantize_kernel(Quantize p, Routing r) {
   __shared__ int rows_here[kMaxTopK];
   extern __shared__ int ids[];
+  wait_for_previous();
   const int token = blockIdx.x;
   const size_t begin = static_cast<size_t>(token) * p.cols;
   Eight kept[kMaxPieces];
@@ -76,6 +75,7 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(Quantize p, Routing 
 
 // Sixteen threads a group of 128.
 __global__ void __launch_bounds__(kThreads) quantize_groups_kernel(Quantize p) {
+  wait_for_previous();
   const size_t group = (static_cast<size_t>(blockIdx.x) * kThreads + threadIdx.x) / 16;
   const size_t groups = static_cast<size_t>(p.tokens) * (p.cols / 128);
   if (group >= groups) return;  // sixteen lanes leave together; the others of the warp shuffle among themselves
@@ -98,6 +98,7 @@ __device__ __forceinline__ float swiglu(float gate, float up, const Activation& 
 
 // One block a row; a row of up to 8 * blockDim * 2 values stays in registers.
 __global__ void __launch_bounds__(kThreads) activate_kernel(Activation p) {
+  wait_for_previous();
   const int row = blockIdx.x;
   if (row >= *p.rows) return;
   const size_t gate = static_cast<size_t>(row) * 2 * p.cols;
@@ -141,6 +142,7 @@ __global__ void __launch_bounds__(kThreads) activate_kernel(Activation p) {
 
 // out[t] = factor * sum over choices of weight * down[row], in the order of the choices.
 __global__ void __launch_bounds__(kThreads) combine_kernel(Combine p) {
+  wait_for_previous();
   const int token = blockIdx.x, at = (blockIdx.y * kThreads + threadIdx.x) * 8;
   if (at >= p.cols) return;
   Eight sum = {};
@@ -161,41 +163,36 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(Combine p) {
 }  // namespace
 
 const char* route(const Routing& r, cudaStream_t stream) {
-  route_kernel<<<r.experts + 1, 256, 0, stream>>>(r);
-  return last_error();
+  return message(launch_overlapped(route_kernel, r.experts + 1, 256, 0, stream, r));
 }
 
 const char* quantize(const Quantize& p, cudaStream_t stream) {
   if (p.mode == ScaleMode::kGroup128) {
     const size_t threads = static_cast<size_t>(p.tokens) * (p.cols / 8);
-    quantize_groups_kernel<<<static_cast<unsigned>((threads + kThreads - 1) / kThreads), kThreads, 0, stream>>>(p);
-  } else {
-    quantize_kernel<false, false><<<p.tokens, kThreads, 0, stream>>>(p, Routing{});
+    const unsigned blocks = static_cast<unsigned>((threads + kThreads - 1) / kThreads);
+    return message(launch_overlapped(quantize_groups_kernel, blocks, kThreads, 0, stream, p));
   }
-  return last_error();
+  return message(launch_overlapped(quantize_kernel<false, false>, p.tokens, kThreads, 0, stream, p, Routing{}));
 }
 
 const char* scatter_quantize(const Quantize& p, const Routing& r, bool routes, cudaStream_t stream) {
   if (r.top_k > kMaxTopK) return "top_k is larger than 64";
   if (routes) {
-    quantize_kernel<true, true><<<p.tokens, kThreads, r.tokens * r.top_k * sizeof(int), stream>>>(p, r);
-  } else {
-    quantize_kernel<true, false><<<p.tokens, kThreads, 0, stream>>>(p, r);
+    const size_t ids = static_cast<size_t>(r.tokens) * r.top_k * sizeof(int);
+    return message(launch_overlapped(quantize_kernel<true, true>, p.tokens, kThreads, ids, stream, p, r));
   }
-  return last_error();
+  return message(launch_overlapped(quantize_kernel<true, false>, p.tokens, kThreads, 0, stream, p, r));
 }
 
 const char* activate(const Activation& p, cudaStream_t stream) {
   int threads = (p.cols / 8 + 31) / 32 * 32;
   threads = threads > kThreads ? kThreads : threads;
-  activate_kernel<<<p.max_rows, threads, 0, stream>>>(p);
-  return last_error();
+  return message(launch_overlapped(activate_kernel, p.max_rows, threads, 0, stream, p));
 }
 
 const char* combine(const Combine& p, cudaStream_t stream) {
   const dim3 grid(p.tokens, (p.cols / 8 + kThreads - 1) / kThreads);
-  combine_kernel<<<grid, kThreads, 0, stream>>>(p);
-  return last_error();
+  return message(launch_overlapped(combine_kernel, grid, kThreads, 0, stream, p));
 }
 
 }  // namespace w4afp8::moe

@@ -1,6 +1,7 @@
 // Which row of the sorted activations a (token, choice) pair gets: rows of one expert together, experts in order, pairs
 // of an expert in order of pair.  Counting alone decides it, so the result is the same on every run.
 #pragma once
+#include "../overlap.cuh"
 #include "launch.h"
 
 namespace w4afp8::moe {
@@ -16,6 +17,7 @@ __device__ __forceinline__ int expert_of(const Routing& r, int pair) {
 __global__ void __launch_bounds__(256) route_kernel(Routing r) {
   constexpr int kEach = 8;
   __shared__ int before_each[8], own_each[8];
+  wait_for_previous();
   const int e = blockIdx.x, pairs = r.tokens * r.top_k, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   int before = 0;
   for (int p = threadIdx.x; p < pairs; p += 256) before += expert_of(r, p) < e;

@@ -1,7 +1,0 @@
-#include "../launch.cuh"
-
-namespace w4afp8::grouped_gemm {
-const char* launch_t160(const Params& p, cudaStream_t stream) {
-  return launch<Config<2, TokenCounts<144, 160>, 3, 2>>(p, stream);
-}
-}  // namespace w4afp8::grouped_gemm
