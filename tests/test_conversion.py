@@ -16,7 +16,15 @@ from torch import Tensor
 from test_resume import FINISHED, Countdown, in_child, tree, wait
 from w4afp8 import conversion, formats, pipeline
 from w4afp8.cli import cli, code_of
-from w4afp8.errors import CheckpointError, FormatError, RecipeError, ResumeError, Stopped, W4AFP8Error
+from w4afp8.errors import (
+    CheckpointError,
+    FormatError,
+    QuantizationError,
+    RecipeError,
+    ResumeError,
+    Stopped,
+    W4AFP8Error,
+)
 from w4afp8.numerics import fp8
 from w4afp8.recipes._recipe import Resume
 from w4afp8.validate import validate
@@ -104,11 +112,11 @@ def test_the_config_names_every_linear_once(quantized: Callable[..., Path], tmp_
         assert says == kind, name
 
 
-def scales_edited(folder: Path, value: float) -> None:
+def scales_edited(folder: Path, value: float, name: str = f"{EXPERT}.weight_scale_inv") -> None:
     for path in folder.glob("model-*.safetensors"):
         held = load_file(path)
-        if f"{EXPERT}.weight_scale_inv" in held:
-            held[f"{EXPERT}.weight_scale_inv"][3, 0] = value
+        if name in held:
+            held[name][3, 0] = value
             save_file(held, path, {"format": "pt"})
 
 
@@ -120,6 +128,19 @@ def test_a_scale_that_the_target_does_not_hold_is_named_before_anything_is_writt
     with pytest.raises(FormatError, match=rf"{EXPERT}\.weight: scale \[3, 0\] is 0\.3.*bfloat16 does not hold"):
         convert(source, CT, tmp_path / "ct")
     assert not (tmp_path / "ct").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_scale_that_is_no_number_is_named_before_anything_is_written(
+    quantized: Callable[..., Path], tmp_path: Path, value: float
+) -> None:
+    source, there, back = quantized(), tmp_path / "ct", tmp_path / "back"
+    convert(source, CT, there)
+    scales_edited(there, value, f"{EXPERT}.weight_scale")
+    says = rf"{EXPERT}\.weight_scale .*element 3 is NaN or infinite"
+    refused(lambda: convert(there, SGLANG, back), QuantizationError, says, back)
+    scales_edited(source, value)
+    refused(lambda: convert(source, CT, back), QuantizationError, "element 3 is NaN or infinite", back)
 
 
 def with_16_bit_attention(folder: Path) -> None:

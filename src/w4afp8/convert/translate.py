@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from w4afp8 import families, formats
@@ -20,7 +21,8 @@ from w4afp8.checkpoint.writer import ShardWriter
 from w4afp8.convert.execute import UnitWriter
 from w4afp8.convert.plan import Plan, Unit, input_scale_specs, is_recoded, lay_out
 from w4afp8.convert.state import read_tensors
-from w4afp8.errors import FormatError, RecipeError, W4AFP8Error, raise_all
+from w4afp8.convert.survey import first_not_finite
+from w4afp8.errors import FormatError, QuantizationError, RecipeError, W4AFP8Error, raise_all
 from w4afp8.families._inventory import Item, take_inventory
 from w4afp8.families._spec import Dimensions, Family, Role
 from w4afp8.formats import _conversion
@@ -120,25 +122,40 @@ def _kept_scales(reader: CheckpointReader, source: CheckpointFormat) -> bool:
 
 
 def check_values(translation: Translation, progress: Callable[[int, int], None]) -> None:
-    """Translate every expert and write nothing, where the matrix of formats names a condition.
+    """Read every scale of every expert; where the matrix of formats names a condition, translate and write nothing.
 
-    Raises: FormatError listing every matrix that the target does not hold, with its first number.
+    Raises: QuantizationError naming every scale tensor that holds NaN or infinity, FormatError listing every matrix
+    that the target does not hold, with its first number.
     """
-    if not translation.conditions:
-        return
-    problems: list[str] = []
+    sick: list[str] = []
+    unfit: list[str] = []
     for done, item in enumerate(translation.experts, 1):
-        try:
-            _translate(translation, item)
-        except W4AFP8Error as error:
-            problems.append(f"{item.expected.name}: {error}")
+        found = list(_not_finite(translation.reader, item))
+        sick += found
+        if translation.conditions and not found:
+            try:
+                _translate(translation, item)
+            except W4AFP8Error as error:
+                unfit.append(f"{item.expected.name}: {error}")
         progress(done, len(translation.experts))
-    more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
+    raise_all(_shorten(sick), QuantizationError, "the source holds numbers that are not finite; fetch it again")
+    target = translation.plan.target.name
     raise_all(
-        [*problems[:20], *more],
+        _shorten(unfit),
         FormatError,
-        f"{translation.plan.target.name} does not hold these numbers (exact where {translation.conditions[-1]})",
+        f"{target} does not hold these numbers (exact where {' and '.join(translation.conditions)})",
     )
+
+
+def _not_finite(reader: CheckpointReader, item: Item) -> Iterator[str]:
+    for spec in item.tensors[1:]:  # the first one holds codes, and every code is a number
+        bad = first_not_finite(reader.read(spec.name).reshape(-1).view(torch.uint8), spec.dtype)
+        if bad is not None:
+            yield f"{spec}: element {bad} is NaN or infinite"
+
+
+def _shorten(problems: list[str], most: int = 20) -> list[str]:
+    return problems if len(problems) <= most else [*problems[:most], f"and {len(problems) - most} more"]
 
 
 def _translate(translation: Translation, item: Item) -> dict[str, Tensor]:

@@ -118,9 +118,8 @@ def first_difference(one: Weight, other: Weight) -> str | None:
         if (mine.dtype, mine.shape) != (theirs.dtype, theirs.shape):
             return f"{name} is {theirs.dtype} {list(theirs.shape)}, was {mine.dtype} {list(mine.shape)}"
         flat = mine.contiguous().reshape(-1).view(torch.uint8), theirs.contiguous().reshape(-1).view(torch.uint8)
-        bad = (flat[0] != flat[1]).nonzero()
-        if len(bad):
-            return f"{name} differs at byte {int(bad[0])}"
+        if not torch.equal(*flat):
+            return f"{name} differs at byte {int((flat[0] != flat[1]).nonzero()[0])}"
     return None
 
 

@@ -48,9 +48,8 @@ def pack_low_first(codes_NK: Tensor) -> Tensor:
         raise QuantizationError(f"codes are {codes_NK.dtype}, expected uint8")
     if codes_NK.shape[-1] % 2:
         raise QuantizationError(f"codes have {codes_NK.shape[-1]} columns; two share a byte, so K must be even")
-    bad = (codes_NK > HIGHEST).nonzero()
-    if len(bad):
-        where = bad[0].tolist()
+    if codes_NK.numel() and int(codes_NK.amax()) > HIGHEST:
+        where = (codes_NK > HIGHEST).nonzero()[0].tolist()
         raise QuantizationError(f"code {where} is {codes_NK[tuple(where)].item()}, e2m1 holds 0..{HIGHEST}")
     return (codes_NK[..., 1::2] << 4) | codes_NK[..., 0::2]
 
