@@ -144,7 +144,7 @@ def matrix_page() -> str:
         "# What converts into what",
         "",
         "Printed from `formats/_conversion.py` by `python tests/formats/test_format_matrix.py`; a test compares them.",
-        "A number is the reason below for a refusal. Every conversion reads its result back and compares it.",
+        "A number points to the reason or the condition below. Every conversion reads its result back and compares it.",
         "",
         "| from \\ to | " + " | ".join(f"`{name}`" for name in names) + " |",
         "| --- |" + " --- |" * len(names),
