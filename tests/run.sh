@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 venv="${1:-.venv}"
 [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
 "$venv/bin/pip" install --quiet --disable-pip-version-check torch==2.13.0
-"$venv/bin/pip" install --quiet --disable-pip-version-check -e ".[test,lint]"
+"$venv/bin/pip" install --quiet --disable-pip-version-check -e ".[test,lint,oracles]"
 
 echo "== ruff";   "$venv/bin/ruff" check .; "$venv/bin/ruff" format --check .
 echo "== mypy";   "$venv/bin/mypy"

@@ -74,7 +74,8 @@ def test_every_option_is_there_on_purpose(golden: Path) -> None:
 
 
 def test_every_command_helps(w4afp8: Callable[..., Outcome]) -> None:
-    for words in ((), ("quantize",), ("inspect",), ("validate",), ("eval",), ("recipes",), ("recipes", "show")):
+    commands = ((name,) for name in ("quantize", "convert", "inspect", "validate", "eval", "recipes"))
+    for words in ((), *commands, ("recipes", "show")):
         code, out, _ = w4afp8(*words, "--help")
         assert code == 0 and "Usage: w4afp8" in out
         assert w4afp8(*words, "-h")[1] == out

@@ -22,7 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("calibration", "kernels", "model"),
     ("quantize",),
     ("convert", "validate", "evaluate", "report", "card"),
-    ("hub", "record", "pipeline", "probe", "synthetic", "doctor"),
+    ("hub", "record", "pipeline", "conversion", "probe", "synthetic", "doctor"),
     ("terminal",),
     ("commands", "cli"),
 )

@@ -33,12 +33,13 @@ class UnitWriter:
             self.put(name.removesuffix(".weight") + suffix, tensor)
 
     def copy_rest(self, reader: CheckpointReader, instead: Mapping[str, Tensor]) -> None:
-        """Copy what the unit takes from the source, but for the tensors that a fold replaced."""
+        """Copy what the unit takes from the source, but for the tensors, by their names there, that a fold replaced."""
         for name in self.unit.copies:
-            if name in instead:
-                self.put(name, instead[name])
+            source = self.unit.renamed.get(name, name)
+            if source in instead:
+                self.put(name, instead[source])
             else:
-                self._home[name].copy(name, reader, name)
+                self._home[name].copy(name, reader, source)
 
     def recode(self, weights: Weights, linear: WeightFormat, instead: Mapping[str, Tensor]) -> None:
         """Write the matrices that change format on the way, folded ones as the fold left them."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from w4afp8 import formats
 from w4afp8.checkpoint.spec import TensorSpec
-from w4afp8.errors import RecipeError, raise_all
+from w4afp8.errors import FormatError, RecipeError, raise_all
 from w4afp8.families._inventory import Item
 from w4afp8.families._spec import PROJECTIONS, Dimensions, Family, Role
 from w4afp8.formats._spec import WeightFormat
@@ -28,6 +28,7 @@ class Unit:
     shards: Mapping[str, tuple[TensorSpec, ...]]  # file name -> its tensors
     copies: tuple[str, ...]  # output tensors that are the source's, byte for byte (a fold may replace some)
     recoded: tuple[str, ...] = ()  # matrices that a 16-bit source has and the output's engines read in another format
+    renamed: Mapping[str, str] = field(default_factory=dict)  # copies whose source has another name -> that name
 
     @property
     def span_bytes(self) -> int:
@@ -62,15 +63,19 @@ class Plan:
 
     @property
     def weight_map(self) -> dict[str, str]:
-        """Tensor name -> file, sorted by name, activation scales included."""
+        """Tensor name -> file, sorted by name, activation scales included where engines read them."""
         placed = {s.name: file for unit in self.units for file, specs in unit.shards.items() for s in specs}
-        placed |= {s.name: self.target.input_scale.file for s in self.input_scales}
+        placed |= {s.name: self.target.input_scale.file for s in self._indexed_scales}
         return dict(sorted(placed.items()))
 
     @property
     def total_bytes(self) -> int:
         """What the index calls total_size: the bytes of all tensors, headers not counted."""
-        return sum(unit.span_bytes for unit in self.units) + sum(s.span_bytes for s in self.input_scales)
+        return sum(unit.span_bytes for unit in self.units) + sum(s.span_bytes for s in self._indexed_scales)
+
+    @property
+    def _indexed_scales(self) -> tuple[TensorSpec, ...]:
+        return self.input_scales if self.target.input_scale.indexed else ()
 
 
 def make_plan(
@@ -92,23 +97,48 @@ def make_plan(
              item.expected.layer < kept.all_layers}  # fmt: skip
     native = set(range(kept.layers, kept.all_layers)) if mtp is Mtp.NATIVE else set()
     quantized = _quantized_names(items, recipe, target, native)
-    becomes = dict.fromkeys(quantized, target.expert_weight) | {
-        name: target.linear_weight for name, item in items.items() if _is_recoded(item, target)
+    return lay_out(
+        family, kept, new_config, items, target, quantized=quantized,
+        recoded=frozenset(name for name, item in items.items() if is_recoded(item, target)), mtp=mtp,
+        input_scales=input_scale_specs(family, kept, target, native), shard_bytes=int(recipe.output.shard_gb * 1e9),
+    )  # fmt: skip
+
+
+def lay_out(
+    family: Family,
+    dimensions: Dimensions,
+    config: Mapping[str, Any],
+    items: Mapping[str, Item],
+    target: CheckpointFormat,
+    *,
+    quantized: frozenset[str],
+    recoded: frozenset[str],
+    mtp: Mtp,
+    input_scales: tuple[TensorSpec, ...],
+    shard_bytes: int,
+) -> Plan:
+    """Place every tensor, once it is decided which matrices stand in the target's 4-bit format.
+
+    Raises: FormatError for a tensor that the target's engines cannot read as it stands.
+    """
+    becomes = dict.fromkeys(quantized, target.expert_weight) | dict.fromkeys(recoded, target.linear_weight)
+    carried = {name: _carried(item, target) for name, item in items.items() if name not in becomes}
+    outputs = {
+        name: [spec for spec, _ in carried[name]] if name in carried else _packed(item, becomes[name])
+        for name, item in items.items()
     }
-    outputs = {name: _output(item, becomes.get(name)) for name, item in items.items()}
-    shard_bytes = int(recipe.output.shard_gb * 1e9)
-    units = _units(items, outputs, quantized, frozenset(becomes) - quantized, kept, shard_bytes)
-    new_config["quantization_config"] = target.quantization_config(new_config)
+    renamed = {spec.name: old for pairs in carried.values() for spec, old in pairs if spec.name != old}
+    new_config = {**config, "quantization_config": target.quantization_config(config)}
     return Plan(
         family=family,
-        dimensions=kept,
+        dimensions=dimensions,
         target=target,
         inventory=items,
-        units=units,
+        units=_units(items, outputs, quantized, renamed, recoded, dimensions, shard_bytes),
         mtp=mtp,
         config=new_config,
-        input_scales=_input_scales(family, kept, target, native),
-        roles=_count_roles(items, outputs, becomes),
+        input_scales=input_scales,
+        roles=_count_roles(items, outputs, becomes, target),
     )
 
 
@@ -157,23 +187,44 @@ def _quantized_names(
 LINEAR = (Role.ATTENTION, Role.DENSE_MLP, Role.SHARED_EXPERT)
 
 
-def _is_recoded(item: Item, target: CheckpointFormat) -> bool:
-    """Whether engines of the output would misread this matrix as the source has it."""
+def is_recoded(item: Item, target: CheckpointFormat) -> bool:
+    """Whether engines of the output read this matrix as other numbers than the source has it in."""
     expected = item.expected
-    return expected.matrix and expected.role in LINEAR and item.format is not target.linear_weight
+    if not expected.matrix or expected.role not in LINEAR or item.format is None:
+        return False
+    return item.format.form is not target.linear_weight.form
 
 
-def _output(item: Item, becomes: WeightFormat | None) -> list[TensorSpec]:
-    if becomes is None:
-        return [TensorSpec(spec.name, spec.dtype, spec.shape) for spec in item.tensors]
+def _packed(item: Item, becomes: WeightFormat) -> list[TensorSpec]:
     n, k = item.expected.shape
     return becomes.specs(item.expected.stem, n, k)
+
+
+def _carried_as(item: Item, target: CheckpointFormat) -> WeightFormat | None:
+    """The format that a copied matrix stands in afterwards: the same numbers, as the target's engines name them."""
+    linear = target.linear_weight
+    return linear if item.format is not None and item.format.form is linear.form else item.format
+
+
+def _carried(item: Item, target: CheckpointFormat) -> list[tuple[TensorSpec, str]]:
+    """The source's tensors under the names that the target's engines look for, each with its name in the source."""
+    form = _carried_as(item, target)
+    if form is None or form is item.format:
+        return [(TensorSpec(spec.name, spec.dtype, spec.shape), spec.name) for spec in item.tensors]
+    pairs = [
+        (item.expected.stem + part.suffix, part, spec) for part, spec in zip(form.parts, item.tensors, strict=True)
+    ]
+    for name, part, spec in pairs:
+        if spec.dtype not in part.dtypes:
+            raise FormatError(f"{spec}: {target.name} reads {name} as {part.dtypes[0]}")
+    return [(TensorSpec(name, spec.dtype, spec.shape), spec.name) for name, _, spec in pairs]
 
 
 def _units(
     items: Mapping[str, Item],
     outputs: Mapping[str, list[TensorSpec]],
     quantized: frozenset[str],
+    renamed: Mapping[str, str],
     recoded: frozenset[str],
     d: Dimensions,
     shard_bytes: int,
@@ -191,8 +242,9 @@ def _units(
             file = f"model-{number:05d}-of-{total:05d}.safetensors"
             shards[file] = tuple(replace(spec, shard=file) for spec in specs)
         copies = tuple(s.name for n in names if n not in quantized and n not in recoded for s in outputs[n])
+        moved = {name: renamed[name] for name in copies if name in renamed}
         name = OUTSIDE if layer is None else f"layer-{layer:03d}"
-        units.append(Unit(name, layer, shards, copies, tuple(n for n in names if n in recoded)))
+        units.append(Unit(name, layer, shards, copies, tuple(n for n in names if n in recoded), moved))
     return tuple(units)
 
 
@@ -209,7 +261,10 @@ def _shards(specs: Iterable[TensorSpec], limit_bytes: int) -> list[list[TensorSp
     return [shard for shard in shards if shard]
 
 
-def _input_scales(family: Family, d: Dimensions, target: CheckpointFormat, native: set[int]) -> tuple[TensorSpec, ...]:
+def input_scale_specs(
+    family: Family, d: Dimensions, target: CheckpointFormat, native: Collection[int] = ()
+) -> tuple[TensorSpec, ...]:
+    """The static activation scales of every expert that is not left in the source's format."""
     rule = target.input_scale
     return tuple(
         TensorSpec(rule.tensor_name(family.expert(layer, expert), projection), "F32", (1,), rule.file)
@@ -221,12 +276,16 @@ def _input_scales(family: Family, d: Dimensions, target: CheckpointFormat, nativ
 
 
 def _count_roles(
-    items: Mapping[str, Item], outputs: Mapping[str, list[TensorSpec]], becomes: Mapping[str, WeightFormat]
+    items: Mapping[str, Item],
+    outputs: Mapping[str, list[TensorSpec]],
+    becomes: Mapping[str, WeightFormat],
+    target: CheckpointFormat,
 ) -> tuple[RoleCount, ...]:
     counts: dict[tuple[str, str, str], list[int]] = {}
     for name, item in items.items():
         before = item.format.name if item.format else item.tensors[0].dtype.lower()
-        after = becomes[name].name if name in becomes else before
+        kept = _carried_as(item, target)
+        after = becomes[name].name if name in becomes else kept.name if kept else before
         line = counts.setdefault((item.expected.role.value, before, after), [0, 0, 0])
         line[0] += 1
         line[1] += item.span_bytes

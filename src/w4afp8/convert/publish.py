@@ -5,7 +5,7 @@ A directory without config.json and index is unfinished by definition.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -38,11 +38,16 @@ def side_files(folder: Path) -> list[str]:
 
 def publish(out: Path, plan: Plan, reader: CheckpointReader, input_scales: Mapping[int, Mapping[str, float]]) -> None:
     """Make the output a checkpoint.  `input_scales`: layer -> {"gate_up", "down"} -> scale."""
-    for name in side_files(reader.folder):
+    _write_input_scales(out, plan, input_scales)
+    finish(out, plan, reader, side_files(reader.folder))
+
+
+def finish(out: Path, plan: Plan, reader: CheckpointReader, copied: Iterable[str]) -> None:
+    """Everything but tensors: the files `copied` from the source, the format's own, the index and the config."""
+    for name in copied:
         target = out / name
         target.parent.mkdir(parents=True, exist_ok=True)
         atomic.copy_file(reader.folder / name, target)
-    _write_input_scales(out, plan, input_scales)
     for name, content in plan.target.side_files(plan.config).items():
         atomic.write_json(out / name, content)
     atomic.write_json(out / INDEX, {"metadata": {"total_size": plan.total_bytes}, "weight_map": plan.weight_map})

@@ -43,15 +43,16 @@ def take_inventory(
     _refuse_the_absurd(dimensions, len(specs))
     unknown = dict(specs)
     for expected in family.expected(dimensions).values():
-        found = specs.get(expected.name)
-        if found is None:
+        found = _tensors_of(expected, specs)
+        if not found:
             problems.append(f"{expected.name} is missing: expected a {expected.role} of {list(expected.shape)}")
             continue
         try:
-            item = _match(expected, found, specs)
+            item = _match(expected, found)
         except FormatError as error:
             problems.append(str(error))
-            unknown.pop(expected.name, None)
+            for name in found:
+                unknown.pop(name, None)
             continue
         items[expected.name] = item
         for spec in item.tensors:
@@ -79,18 +80,27 @@ def _refuse_the_absurd(d: Dimensions, found: int) -> None:
         )
 
 
-def _match(expected: Expected, found: TensorSpec, specs: Mapping[str, TensorSpec]) -> Item:
+def _tensors_of(expected: Expected, specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+    """What is there under an expected name: a vector's one tensor, or all that any format gives a matrix.
+
+    Nothing when no tensor holds codes: scales alone are no weight.
+    """
     if not expected.matrix:
-        if found.dtype not in VECTOR_DTYPES or found.shape != expected.shape:
-            raise FormatError(f"{found}: expected {' or '.join(VECTOR_DTYPES)} {list(expected.shape)}")
-        return Item(expected, None, (found,))
+        return {expected.name: specs[expected.name]} if expected.name in specs else {}
+    if not any(expected.stem + suffix in specs for suffix in formats.carriers()):
+        return {}
+    return {name: specs[name] for name in (expected.stem + s for s in formats.suffixes()) if name in specs}
+
+
+def _match(expected: Expected, found: Mapping[str, TensorSpec]) -> Item:
+    if not expected.matrix:
+        spec = found[expected.name]
+        if spec.dtype not in VECTOR_DTYPES or spec.shape != expected.shape:
+            raise FormatError(f"{spec}: expected {' or '.join(VECTOR_DTYPES)} {list(expected.shape)}")
+        return Item(expected, None, (spec,))
     n, k = expected.shape
-    fmt = formats.detect(found, dict(_siblings(expected.stem, specs)), n, k)
-    return Item(expected, fmt, tuple(specs[expected.stem + part.suffix] for part in fmt.parts))
-
-
-def _siblings(stem: str, specs: Mapping[str, TensorSpec]) -> list[tuple[str, TensorSpec]]:
-    return [(stem + suffix, specs[stem + suffix]) for suffix in formats.suffixes() if stem + suffix in specs]
+    fmt = formats.detect(expected.stem, found, n, k)
+    return Item(expected, fmt, tuple(found[expected.stem + part.suffix] for part in fmt.parts))
 
 
 def _shorten(problems: list[str], most: int = 40) -> list[str]:

@@ -8,6 +8,7 @@ Two kinds, told apart by what they define:
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from functools import cache
 
 from w4afp8 import registry
@@ -31,15 +32,29 @@ def get(name: str) -> WeightFormat:
 
 
 def target(name: str) -> CheckpointFormat:
-    """The checkpoint format of that name.  Raises: RecipeError when the format is only read, never written."""
-    found = getattr(registry.load(sys.modules[__name__], name, "format"), "CHECKPOINT", None)
-    if found is None:
+    """The checkpoint format that `quantize` writes.  Raises: RecipeError when it writes no such."""
+    if name not in targets():
+        registry.load(sys.modules[__name__], name, "format")
         raise RecipeError(f"format {name!r} can be read but is no output; outputs: {', '.join(targets())}")
-    return found  # type: ignore[no-any-return]
+    return checkpoint(name)
 
 
 def targets() -> tuple[str, ...]:
-    """Every format that a checkpoint can be written in."""
+    """Every checkpoint format that `quantize` writes and `validate` proves."""
+    return tuple(name for name in checkpoints() if checkpoint(name).validated)
+
+
+def checkpoint(name: str) -> CheckpointFormat:
+    """The checkpoint format of that name.  Raises: RecipeError when the format is of single weights only."""
+    found = getattr(registry.load(sys.modules[__name__], name, "format"), "CHECKPOINT", None)
+    if found is None:
+        raise RecipeError(f"format {name!r} is no checkpoint format; known: {', '.join(checkpoints())}")
+    return found  # type: ignore[no-any-return]
+
+
+@cache
+def checkpoints() -> tuple[str, ...]:
+    """Every format that whole checkpoints convert between."""
     here = sys.modules[__name__]
     return tuple(name for name in names() if hasattr(registry.load(here, name, "format"), "CHECKPOINT"))
 
@@ -50,17 +65,24 @@ def suffixes() -> tuple[str, ...]:
     return tuple(sorted({part.suffix for name in names() for part in get(name).parts}))
 
 
-def detect(weight: TensorSpec, siblings: dict[str, TensorSpec], n: int, k: int) -> WeightFormat:
-    """The format of a matrix [n, k] stored under `weight.name`, decided by dtypes and shapes, never by a config.
+@cache
+def carriers() -> tuple[str, ...]:
+    """What a tensor that holds a weight's codes may be called: without one of these there is no weight."""
+    return tuple(sorted({get(name).parts[0].suffix for name in names()}))
 
-    `siblings` are the tensors whose names begin with the weight's stem.
+
+def detect(stem: str, siblings: Mapping[str, TensorSpec], n: int, k: int) -> WeightFormat:
+    """The format of the matrix [n, k] whose tensors begin with `stem`, decided by dtypes and shapes, never by a config.
+
+    `siblings` are those tensors, by name.
     Raises: FormatError saying what each format missed.
     """
     refusals = []
     for name in names():
         candidate = get(name)
-        why = candidate.refusal(weight.name, siblings, n, k)
+        why = candidate.refusal(stem, siblings, n, k)
         if why is None:
             return candidate
         refusals.append(f"{name}: {why}")
-    raise FormatError(f"{weight}: expected a matrix [{n}, {k}], no format reads it\n  " + "\n  ".join(refusals))
+    found = ", ".join(str(spec) for spec in siblings.values())
+    raise FormatError(f"{found}: expected a matrix [{n}, {k}], no format reads it\n  " + "\n  ".join(refusals))

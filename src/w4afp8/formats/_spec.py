@@ -12,7 +12,9 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from w4afp8.checkpoint.spec import TensorSpec
-from w4afp8.numerics import fp8, groups
+from w4afp8.numerics import e8m0, fp4, fp8, groups
+
+MICRO_GROUP = 32  # inputs that share one E8M0 scale in every MXFP4 format
 
 
 class Weight(Protocol):
@@ -33,6 +35,30 @@ class GroupWeight:
 
     def dequantize(self) -> Tensor:
         return groups.decode(self.codes_NK, self.scale_NG, self.group_k)
+
+
+@dataclass(frozen=True, slots=True)
+class AwareWeight:
+    """Int4 groups behind an input scale of their own (AWQ not folded away), with the scalars of an FP8 product."""
+
+    group: GroupWeight
+    pre_scale_K: Tensor  # multiplies the input, in the dtype that it is stored in
+    scale_2: Tensor  # float32 scalar: amax of the weight / 448
+    input_scale: Tensor  # float32 scalar: amax of the pre-scaled input / 448
+
+    def dequantize(self) -> Tensor:
+        return self.group.dequantize() * self.pre_scale_K.float()
+
+
+@dataclass(frozen=True, slots=True)
+class MicroWeight:
+    """MXFP4: e2m1 codes, one power of two per 32 inputs, kept as its byte."""
+
+    codes_NK: Tensor  # uint8 in 0..15, e2m1
+    exponent_NG: Tensor  # uint8, E8M0: real = value * 2^(byte - 127)
+
+    def dequantize(self) -> Tensor:
+        return groups.decode(fp4.decode(self.codes_NK), e8m0.decode(self.exponent_NG), MICRO_GROUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +97,7 @@ class WeightFormat:
 
     name: str
     bits: int
+    form: type[Weight]  # what it unpacks to: formats of one form hold the same numbers
     parts: tuple[Part, ...]
     unpack: Callable[[Mapping[str, Tensor]], Weight]  # suffix -> tensor
     pack: Callable[[Any], dict[str, Tensor]]
@@ -81,9 +108,8 @@ class WeightFormat:
         """The tensors that a matrix [n, k] takes, as they are written."""
         return [TensorSpec(stem + part.suffix, part.dtypes[0], part.shape(n, k)) for part in self.parts]
 
-    def refusal(self, weight_name: str, siblings: Mapping[str, TensorSpec], n: int, k: int) -> str | None:
+    def refusal(self, stem: str, siblings: Mapping[str, TensorSpec], n: int, k: int) -> str | None:
         """Why these tensors are not a matrix [n, k] of this format, or None when they are."""
-        stem = weight_name.removesuffix(".weight")
         for part in self.parts:
             found = siblings.get(stem + part.suffix)
             if found is None:

@@ -15,6 +15,7 @@ class InputScale:
 
     file: str
     names: Mapping[str, str]  # gate_proj -> w1, ...
+    indexed: bool = True  # False: no engine reads them; they are kept, outside the index, for the way back
 
     def tensor_name(self, expert_stem: str, projection: str) -> str:
         return f"{expert_stem}.{self.names[projection]}.input_scale"
@@ -32,3 +33,4 @@ class CheckpointFormat:
     quantization_config: Callable[[Mapping[str, Any]], dict[str, Any]]  # source config -> config.json's field
     side_files: Callable[[Mapping[str, Any]], dict[str, Any]]  # output config -> file name -> JSON
     read_by: tuple[str, ...]
+    validated: bool  # `validate` can prove it, so `quantize` may write it; `convert` proves what it writes itself

@@ -20,6 +20,7 @@ def _pack(weight: PlainWeight) -> dict[str, Tensor]:
 WEIGHT = WeightFormat(
     name="bf16",
     bits=16,
+    form=PlainWeight,
     parts=(Part(".weight", ("BF16", "F16", "F32"), matrix),),
     unpack=_unpack,
     pack=_pack,

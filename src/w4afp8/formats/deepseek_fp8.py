@@ -29,6 +29,7 @@ def _encode(real_NK: Tensor) -> BlockWeight:
 WEIGHT = WeightFormat(
     name="deepseek_fp8",
     bits=8,
+    form=BlockWeight,
     parts=(Part(".weight", ("F8_E4M3",), matrix), Part(".weight_scale_inv", ("F32",), fp8.block_grid)),
     unpack=_unpack,
     pack=_pack,

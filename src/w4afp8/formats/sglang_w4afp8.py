@@ -73,6 +73,7 @@ def _side_files(source: Mapping[str, Any]) -> dict[str, Any]:
 WEIGHT = WeightFormat(
     name="sglang_w4afp8",
     bits=4,
+    form=GroupWeight,
     parts=(Part(".weight", ("I8",), _packed), Part(".weight_scale_inv", ("F32",), _scales)),
     unpack=_unpack,
     pack=_pack,
@@ -87,4 +88,5 @@ CHECKPOINT = CheckpointFormat(
     quantization_config=_config,
     side_files=_side_files,
     read_by=("SGLang >= 0.5 (--quantization is detected)", "TensorRT-LLM (W4A8_CUSTOM)"),
+    validated=True,
 )

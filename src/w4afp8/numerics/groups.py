@@ -34,6 +34,19 @@ def round_to_bf16(scale_NG: Tensor) -> Tensor:
     return scale_NG.to(torch.bfloat16).to(torch.float32)
 
 
+def exactly_bf16(scale_NG: Tensor) -> Tensor:
+    """The same scales as bfloat16: float32 [N, G] -> bfloat16 [N, G], exact or refused, never rounded.
+
+    Raises: QuantizationError naming the first scale that bfloat16 does not hold.
+    """
+    rounded_NG = scale_NG.to(torch.bfloat16)
+    bad = (rounded_NG.to(torch.float32) != scale_NG).nonzero()
+    if len(bad):
+        where = bad[0].tolist()
+        raise QuantizationError(f"scale {where} is {scale_NG[tuple(where)].item()!r}, which bfloat16 does not hold")
+    return rounded_NG
+
+
 def usable(scale_NG: Tensor) -> Tensor:
     """Replace the zero scale of an all-zero group by 1: its codes are 0, and no reader ever divides by zero."""
     return torch.where(scale_NG > 0, scale_NG, torch.ones_like(scale_NG))

@@ -22,9 +22,10 @@ def pack_low_first(codes_NK: Tensor) -> Tensor:
         raise QuantizationError(f"codes are {codes_NK.dtype}, expected int8")
     if codes_NK.shape[-1] % 2:
         raise QuantizationError(f"codes have {codes_NK.shape[-1]} columns; two share a byte, so K must be even")
-    bad = ((codes_NK < LOWEST) | (codes_NK > HIGHEST)).nonzero()
-    if len(bad):
-        where = bad[0].tolist()
+    least, most = (int(edge) for edge in codes_NK.aminmax()) if codes_NK.numel() else (0, 0)
+    if least < LOWEST or most > HIGHEST:  # only then is the first one looked for, which takes longer than packing
+        wrong = (codes_NK < LOWEST) | (codes_NK > HIGHEST)
+        where = wrong.nonzero()[0].tolist()
         raise QuantizationError(f"code {where} is {codes_NK[tuple(where)].item()}, int4 holds {LOWEST}..{HIGHEST}")
     return (codes_NK[..., 1::2] << 4) | (codes_NK[..., 0::2] & 0xF)
 

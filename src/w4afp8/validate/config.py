@@ -10,7 +10,7 @@ from typing import Any
 
 from w4afp8 import formats
 from w4afp8.checkpoint.reader import CONFIG, INDEX, SINGLE, read_json
-from w4afp8.errors import W4AFP8Error
+from w4afp8.errors import CheckpointError, W4AFP8Error
 from w4afp8.formats._target import CheckpointFormat
 from w4afp8.validate.findings import Check
 
@@ -23,8 +23,18 @@ WEIGHT_FILES = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|gguf|h5|msgpack|onnx)
 
 
 def target_of(config: Mapping[str, Any], record: Mapping[str, Any]) -> CheckpointFormat:
-    """The format that the directory claims: by its quant_method, else by its record, else the first there is."""
+    """The format that the directory claims: by its quant_method, else by its record, else the first there is.
+
+    Raises: CheckpointError for a format that only `convert` writes.
+    """
     claimed = (config.get("quantization_config") or {}).get("quant_method")
+    for name in formats.checkpoints():
+        other = formats.checkpoint(name)
+        if not other.validated and claimed and other.quantization_config(config).get("quant_method") == claimed:
+            raise CheckpointError(
+                f"config.json says {claimed}: validate has no proof for {name}; convert the directory to "
+                f"{formats.targets()[0]} and validate that, every number stays as it is"
+            )
     for name in formats.targets():
         target = formats.target(name)
         if target.quantization_config(config).get("quant_method") == claimed:

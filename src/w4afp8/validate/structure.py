@@ -151,7 +151,9 @@ def _names_of(expected: Expected) -> set[str]:
 
 
 def _item(expected: Expected, specs: Mapping[str, TensorSpec], target: CheckpointFormat, check: Check) -> Item | None:
-    found = specs.get(expected.name)
+    near = {name: specs[name] for name in sorted(_names_of(expected)) if name in specs}
+    held = [expected.stem + suffix for suffix in formats.carriers()] if expected.matrix else [expected.name]
+    found = next((near[name] for name in held if name in near), None)
     if found is None:
         check.blame(expected.name, "nothing", f"a {expected.role} of {list(expected.shape)}", REMAKE)
         return None
@@ -164,16 +166,15 @@ def _item(expected: Expected, specs: Mapping[str, TensorSpec], target: Checkpoin
             return None
         return Item(expected, None, (found,))
     n, k = expected.shape
-    near = {name: specs[name] for name in _names_of(expected) if name in specs}
     int4 = target.expert_weight
     if expected.role == Role.EXPERT:
-        refusal = int4.refusal(expected.name, near, n, k)
+        refusal = int4.refusal(expected.stem, near, n, k)
         if refusal is not None:
             check.blame(str(found), refusal, f"a matrix [{n}, {k}] in {int4.name}", REMAKE)
             return None
         return Item(expected, int4, tuple(specs[expected.stem + part.suffix] for part in int4.parts))
     try:
-        fmt = formats.detect(found, near, n, k)
+        fmt = formats.detect(expected.stem, near, n, k)
     except FormatError as error:
         check.blame(str(found), str(error), f"a matrix [{n}, {k}]", REMAKE)
         return None

@@ -1,0 +1,140 @@
+"""Convert one checkpoint between formats that hold the same numbers.  Read `run` first.
+
+headers -> plan (refusals happen here) -> every value that the target might not hold -> unit by unit: unpack, pack, read
+back, write -> publish.  Atomic and resumable as `pipeline` is, by the same journal.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from w4afp8 import _version, formats
+from w4afp8.checkpoint import atomic
+from w4afp8.checkpoint.journal import Journal
+from w4afp8.checkpoint.reader import CheckpointReader, read_json
+from w4afp8.convert import output, resources
+from w4afp8.convert.publish import finish, side_files
+from w4afp8.convert.resources import Needs
+from w4afp8.convert.survey import headers_identity
+from w4afp8.convert.translate import Translation, check_values, plan_translation, write_input_scales, write_unit
+from w4afp8.errors import Stopped
+from w4afp8.events import Listener, ignore
+from w4afp8.recipes._recipe import Resume
+from w4afp8.record import INPUTS, RECORD, RECORD_FOLDER
+
+CONVERSION = "conversion.json"
+STATE = "state"
+PROOF = "every 4-bit matrix was read back and equals the source's, bit for bit; the rest are the source's bytes"
+# Of the source's own folder: what stays true of the numbers.  Its record is carried with the new digests.
+CARRIED = ("recipe.yaml", INPUTS)
+# A matrix while it is translated: its bytes, its codes, the packed result, and both read back.
+COPIES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """A conversion that was planned and not refused."""
+
+    translation: Translation
+    needs: Needs
+    out: Path
+
+
+def prepare(source: Path, format_name: str, out: Path, shard_gb: float) -> Conversion:
+    """Read the headers and plan every tensor; nothing is written.
+
+    Raises: RecipeError, CheckpointError, FormatError with the reason.
+    """
+    target = formats.checkpoint(format_name)
+    translation = plan_translation(CheckpointReader(source), target, shard_gb)
+    largest = max((item.span_bytes for item in translation.experts), default=0)
+    resident = psutil.Process().memory_info().rss
+    needs = Needs(resident, {"one matrix": COPIES * largest}, output=translation.plan.total_bytes, state=0)
+    return Conversion(translation, needs, out)
+
+
+def run(
+    prepared: Conversion,
+    *,
+    resume: Resume = Resume.AUTO,
+    listener: Listener = ignore,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Do what was prepared; what conversion.json says of it.
+
+    Raises: any W4AFP8Error; Stopped when `stop` said so after a finished unit.  Run again to go on.
+    """
+    out, plan, reader = prepared.out, prepared.translation.plan, prepared.translation.reader
+    journal = Journal(out / RECORD_FOLDER / STATE)
+    if resume is Resume.NEVER:
+        output.discard(out, reader.folder, plan, journal)
+    output.check(out, reader.folder, RECORD_FOLDER, journal, resume)
+    resources.check(prepared.needs, out)
+    if journal.fingerprint is None:
+        check_values(
+            prepared.translation,
+            lambda done, of: listener({"event": "progress", "unit": "source values", "done": done, "of": of}),
+        )
+    journal.open(_fingerprint(prepared))
+    with journal.locked():
+        output.check_finished(out, plan, journal)
+        _write_units(prepared, journal, listener, stop)
+        found = _publish(prepared, journal)
+        journal.discard()
+    listener({"event": "done", "bytes": plan.total_bytes, "peak_rss_bytes": resources.peak_resident_bytes()})
+    return found
+
+
+def _write_units(prepared: Conversion, journal: Journal, listener: Listener, stop: Callable[[], bool]) -> None:
+    for unit in prepared.translation.plan.units:
+        if journal.record(unit.name) is not None:
+            continue
+        if stop():
+            raise Stopped(f"stopped before {unit.name}; everything before it is kept, run the same command to go on")
+        began = time.monotonic()
+        journal.finish(unit.name, {"digests": write_unit(prepared.translation, prepared.out, unit)})
+        seconds = round(time.monotonic() - began, 3)
+        listener({"event": "unit", "unit": unit.name, "layer": unit.layer, "seconds": seconds})
+
+
+def _fingerprint(prepared: Conversion) -> dict[str, Any]:
+    """What the output's bytes depend on."""
+    plan, reader = prepared.translation.plan, prepared.translation.reader
+    shards = {unit.name: list(unit.shards) for unit in plan.units}
+    return {
+        "tool": {"w4afp8": _version.__version__},
+        "convert": {"from": prepared.translation.source.name, "to": plan.target.name, "shards": shards},
+        "source": {"config": reader.config, "shards": headers_identity(reader)},
+    }
+
+
+def _publish(prepared: Conversion, journal: Journal) -> dict[str, Any]:
+    """Activation scales, records, side files, the index, and config.json at the very end."""
+    translation, out = prepared.translation, prepared.out
+    plan, reader = translation.plan, translation.reader
+    write_input_scales(translation, out)
+    records = [journal.record(unit.name) or {} for unit in plan.units]
+    digests = dict(sorted((name, digest) for record in records for name, digest in record["digests"].items()))
+    found = {
+        "tool": {"name": "w4afp8", "version": _version.__version__},
+        "from": translation.source.name,
+        "to": plan.target.name,
+        "matrices": len(translation.experts),
+        "proof": PROOF,
+        "digests": digests,
+    }
+    own, theirs = out / RECORD_FOLDER, reader.folder / RECORD_FOLDER
+    atomic.write_json(own / CONVERSION, found)
+    if (theirs / RECORD).exists():
+        atomic.write_json(own / RECORD, read_json(theirs / RECORD) | {"format": plan.target.name, "digests": digests})
+    for name in CARRIED:
+        if (theirs / name).is_file():
+            atomic.copy_file(theirs / name, own / name)
+    finish(out, plan, reader, [n for n in side_files(reader.folder) if not n.startswith(f"{RECORD_FOLDER}/")])
+    return found

@@ -1,0 +1,120 @@
+"""compressed-tensors `pack-quantized`, int4 weights in groups of 128, as vLLM and SGLang load W4AFP8.
+
+Agrees with: compressed-tensors 0.20.0 `pack_to_int32` and SGLang 0.5.23's repack (formats: B3.1).  Element i of eight
+along K stands in bits 4i..4i+3 of a 32-bit word as code + 8; the words' bytes are the `sglang_w4afp8` weight with every
+nibble's top bit flipped.  Scales are in the model's dtype: bfloat16 is what is written, and a scale that bfloat16 does
+not hold is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from w4afp8.errors import FormatError
+from w4afp8.formats import compressed_tensors_fp8
+from w4afp8.formats._spec import GroupWeight, Part, WeightFormat
+from w4afp8.formats._target import CheckpointFormat, InputScale
+from w4afp8.formats.sglang_w4afp8 import INPUT_SCALE_NAMES
+from w4afp8.numerics import groups, int4
+
+PER_WORD = 8
+# Activations are scaled per token, no engine reads static scales; they are kept for the way back to a format with them.
+KEPT_SCALES_FILE = "w4afp8/act_scales.safetensors"
+ACTIVATIONS = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": True}
+# Linears that are neither routed experts nor 16-bit: every one that a DeepSeek FP8 checkpoint stores in blocks.
+FP8_LINEARS = (
+    r"re:.*\.self_attn\..*_proj(_with_mqa)?$",
+    r"re:.*\.mlp\.(gate|up|down)_proj$",
+    r"re:.*\.mlp\.shared_experts\.(gate|up|down)_proj$",
+)
+SIXTEEN_BIT = ("lm_head", r"re:.*\.mlp\.gate$", r"re:.*\.eh_proj$", r"re:.*\.shared_head\.head$")
+
+
+def _words(n: int, k: int) -> tuple[int, ...]:
+    groups.count(k)
+    return (n, k // PER_WORD)
+
+
+def _scales(n: int, k: int) -> tuple[int, ...]:
+    return (n, groups.count(k))
+
+
+def _two(n: int, k: int) -> tuple[int, ...]:
+    return (2,)
+
+
+def _unpack(parts: Mapping[str, Tensor]) -> GroupWeight:
+    low_even = int4.to_offset_binary(parts[".weight_packed"].contiguous().view(torch.uint8))
+    codes_NK = int4.unpack_low_first(low_even)
+    said = parts[".weight_shape"].tolist()
+    if said != list(codes_NK.shape):
+        raise FormatError(f"weight_shape says {said}, the words hold {list(codes_NK.shape)}; the shard is damaged")
+    return GroupWeight(codes_NK, parts[".weight_scale"].to(torch.float32))
+
+
+def _pack(weight: GroupWeight) -> dict[str, Tensor]:
+    low_even = int4.pack_low_first(weight.codes_NK).contiguous()
+    return {
+        ".weight_packed": int4.to_offset_binary(low_even).view(torch.int32),
+        ".weight_scale": groups.exactly_bf16(weight.scale_NG),
+        ".weight_shape": torch.tensor(weight.codes_NK.shape, dtype=torch.int64),
+    }
+
+
+def _config(source: Mapping[str, Any]) -> dict[str, Any]:
+    """One group for the experts, one for the FP8 rest, which is found first because it names its modules."""
+    experts = {
+        "targets": ["Linear"],
+        "format": "pack-quantized",
+        "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": groups.GROUP, "symmetric": True,
+                    "dynamic": False},
+        "input_activations": {**ACTIVATIONS, "strategy": "token"},
+    }  # fmt: skip
+    blocks = {
+        "targets": list(FP8_LINEARS),
+        "format": "float-quantized",
+        "weights": {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [128, 128],
+                    "symmetric": True, "dynamic": False},
+        "input_activations": {**ACTIVATIONS, "strategy": "group", "group_size": 128},
+    }  # fmt: skip
+    return {
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+        "format": "mixed-precision",
+        "config_groups": {"group_0": experts, "group_1": blocks},
+        "ignore": list(SIXTEEN_BIT),
+    }
+
+
+def _no_side_files(source: Mapping[str, Any]) -> dict[str, Any]:
+    return {}
+
+
+WEIGHT = WeightFormat(
+    name="compressed_tensors_w4a8",
+    bits=4,
+    form=GroupWeight,
+    parts=(
+        Part(".weight_packed", ("I32",), _words),
+        Part(".weight_scale", ("BF16", "F16", "F32"), _scales),
+        Part(".weight_shape", ("I64",), _two),
+    ),
+    unpack=_unpack,
+    pack=_pack,
+)
+
+CHECKPOINT = CheckpointFormat(
+    name="compressed_tensors_w4a8",
+    expert_weight=WEIGHT,
+    linear_weight=compressed_tensors_fp8.WEIGHT,
+    input_scale=InputScale(KEPT_SCALES_FILE, INPUT_SCALE_NAMES, indexed=False),
+    partial_experts=None,
+    quantization_config=_config,
+    side_files=_no_side_files,
+    read_by=("vLLM (compressed-tensors, mixed-precision)",),
+    validated=False,
+)

@@ -1,0 +1,43 @@
+"""DeepSeek-V4 experts: e2m1 codes, column 2j in the low nibble of byte j, one E8M0 scale per 32 inputs under `.scale`.
+
+Agrees with: transformers 5.23 and the published V4 headers (formats: A2).  Decided by the tensors' dtypes, never by
+`expert_dtype`, whose default differs between loaders.  Scale bytes are moved as bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from w4afp8.formats._spec import MICRO_GROUP, MicroWeight, Part, WeightFormat
+from w4afp8.numerics import e8m0, fp4, groups
+
+
+def _packed(n: int, k: int) -> tuple[int, ...]:
+    groups.count(k, MICRO_GROUP)
+    return (n, k // 2)
+
+
+def _scales(n: int, k: int) -> tuple[int, ...]:
+    return (n, groups.count(k, MICRO_GROUP))
+
+
+def _unpack(parts: Mapping[str, Tensor]) -> MicroWeight:
+    return MicroWeight(fp4.unpack_low_first(parts[".weight"]), parts[".scale"].view(torch.uint8))
+
+
+def _pack(weight: MicroWeight) -> dict[str, Tensor]:
+    packed = fp4.pack_low_first(weight.codes_NK)
+    return {".weight": packed.view(torch.int8), ".scale": weight.exponent_NG.view(e8m0.E8M0)}
+
+
+WEIGHT = WeightFormat(
+    name="deepseek_mxfp4",
+    bits=4,
+    form=MicroWeight,
+    parts=(Part(".weight", ("I8", "U8"), _packed), Part(".scale", ("F8_E8M0",), _scales)),
+    unpack=_unpack,
+    pack=_pack,
+)

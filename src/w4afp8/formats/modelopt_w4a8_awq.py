@@ -1,0 +1,73 @@
+"""NVIDIA ModelOpt W4A8_AWQ: int4 in groups of 128, two output rows in each byte, AWQ's input scale beside the weight.
+
+Agrees with: ModelOpt 0.47 `pack_int4_in_uint8` and TensorRT-LLM's VANILLA loading (formats: B4).  Byte (n', k) holds
+row 2n' in its low nibble and row 2n'+1 in its high one, two's complement.  real = code * weight_scale, and the input is
+multiplied by pre_quant_scale first; weight_scale_2 and input_scale are the two amax / 448 of the FP8 product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from w4afp8.errors import QuantizationError
+from w4afp8.formats._spec import AwareWeight, GroupWeight, Part, WeightFormat
+from w4afp8.numerics import groups, int4
+
+
+def _packed(n: int, k: int) -> tuple[int, ...]:
+    groups.count(k)
+    if n % 2:
+        raise QuantizationError(f"N = {n} is odd; two output rows share a byte")
+    return (n // 2, k)
+
+
+def _scales(n: int, k: int) -> tuple[int, ...]:
+    return (n, groups.count(k))
+
+
+def _scalar(n: int, k: int) -> tuple[int, ...]:
+    return ()
+
+
+def _per_input(n: int, k: int) -> tuple[int, ...]:
+    return (k,)
+
+
+def _unpack(parts: Mapping[str, Tensor]) -> AwareWeight:
+    codes_NK = int4.unpack_low_first(parts[".weight"].mT.contiguous()).mT.contiguous()
+    return AwareWeight(
+        GroupWeight(codes_NK, parts[".weight_scale"].to(torch.float32)),
+        pre_scale_K=parts[".pre_quant_scale"],
+        scale_2=parts[".weight_scale_2"],
+        input_scale=parts[".input_scale"],
+    )
+
+
+def _pack(weight: AwareWeight) -> dict[str, Tensor]:
+    by_rows = int4.pack_low_first(weight.group.codes_NK.mT).mT.contiguous()
+    return {
+        ".weight": by_rows.view(torch.uint8),
+        ".weight_scale": weight.group.scale_NG,
+        ".weight_scale_2": weight.scale_2,
+        ".input_scale": weight.input_scale,
+        ".pre_quant_scale": weight.pre_scale_K,
+    }
+
+
+WEIGHT = WeightFormat(
+    name="modelopt_w4a8_awq",
+    bits=4,
+    form=AwareWeight,
+    parts=(
+        Part(".weight", ("U8",), _packed),
+        Part(".weight_scale", ("F32",), _scales),
+        Part(".weight_scale_2", ("F32",), _scalar),
+        Part(".input_scale", ("F32",), _scalar),
+        Part(".pre_quant_scale", ("BF16", "F16", "F32"), _per_input),
+    ),
+    unpack=_unpack,
+    pack=_pack,
+)

@@ -1,0 +1,107 @@
+"""Every ordered pair of formats: the same numbers, proven by a round trip, or a refusal that says why.
+
+`python tests/formats/test_format_matrix.py` prints docs/format-matrix.md anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from w4afp8 import formats
+from w4afp8.errors import FormatError, QuantizationError
+from w4afp8.formats import _conversion as conversion
+from w4afp8.formats._conversion import judge, translate
+from w4afp8.formats._spec import AwareWeight, BlockWeight, GroupWeight, MicroWeight, PlainWeight, Weight
+from w4afp8.numerics import fp8
+
+PAGE = Path(__file__).parents[2] / "docs" / "format-matrix.md"
+PAIRS = [(a, b) for a in formats.names() for b in formats.names()]
+
+
+def group() -> GroupWeight:
+    scale = (torch.rand(4, 2) + 0.1).to(torch.bfloat16).float()
+    return GroupWeight(torch.randint(-8, 8, (4, 256), dtype=torch.int8), scale)
+
+
+# A weight of each form that fulfils every condition of the matrix.
+FITTING: dict[type[Weight], Callable[[], Weight]] = {
+    GroupWeight: group,
+    AwareWeight: lambda: AwareWeight(group(), torch.ones(256, dtype=torch.bfloat16), torch.rand(()), torch.rand(())),
+    MicroWeight: lambda: MicroWeight(
+        torch.randint(0, 16, (4, 256), dtype=torch.uint8), torch.randint(1, 253, (4, 8), dtype=torch.uint8)
+    ),
+    BlockWeight: lambda: BlockWeight(*fp8.encode_blocks(torch.randn(4, 256))),
+    PlainWeight: lambda: PlainWeight(torch.randn(4, 256).to(torch.bfloat16)),
+}
+
+
+def raw(parts: dict[str, Tensor]) -> dict[str, list[int]]:
+    return {suffix: t.contiguous().reshape(-1).view(torch.uint8).tolist() for suffix, t in parts.items()}
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_every_pair_keeps_every_number_or_is_refused_with_the_matrixs_reason(source: str, target: str) -> None:
+    a, b = formats.get(source), formats.get(target)
+    parts = a.pack(FITTING[a.form]())
+    verdict = judge(source, target)
+    if verdict.refusal:
+        with pytest.raises(FormatError) as caught:
+            translate(a.unpack(parts), a, b)
+        assert str(caught.value) == f"{source} to {target}: {verdict.refusal}"
+        return
+    there = translate(a.unpack(parts), a, b)
+    assert torch.equal(b.unpack(there).dequantize(), a.unpack(parts).dequantize())
+    if judge(target, source).refusal is None:
+        assert raw(translate(b.unpack(there), b, a)) == raw(parts), "and back, byte for byte"
+
+
+def test_the_forms_of_the_matrix_are_all_there() -> None:
+    forms = {formats.get(name).form for name in formats.names()}
+    for a in forms:
+        for b in forms:
+            listed = ((a, b) in conversion.REFUSED) + ((a, b) in conversion.EXACT) + (a is b)
+            assert listed == 1, (a, b)
+    assert set(conversion.NARROW) <= set(formats.names())
+
+
+def test_what_the_condition_forbids_is_named() -> None:
+    sglang, ct = formats.get("sglang_w4afp8"), formats.get("compressed_tensors_w4a8")
+    odd = GroupWeight(torch.ones(2, 128, dtype=torch.int8), torch.tensor([[0.5], [0.3]]))
+    with pytest.raises(QuantizationError, match=r"scale \[1, 0\] is 0\.3.*bfloat16 does not hold"):
+        translate(odd, sglang, ct)
+    modelopt = formats.get("modelopt_w4a8_awq")
+    pre_scale = torch.ones(128)
+    pre_scale[7] = 0.5
+    scaled = AwareWeight(GroupWeight(odd.codes_NK, torch.ones(2, 1)), pre_scale, torch.tensor(1.0), torch.tensor(1.0))
+    with pytest.raises(FormatError, match=r"pre_quant_scale of input 7 is 0\.5, expected 1"):
+        translate(scaled, modelopt, sglang)
+    huge = MicroWeight(torch.full((1, 32), 7, dtype=torch.uint8), torch.tensor([[253]], dtype=torch.uint8))
+    with pytest.raises(FormatError, match=r"weight \[0, 0\] is inf"):
+        translate(huge, formats.get("deepseek_mxfp4"), formats.get("bf16"))
+
+
+def test_a_format_that_loses_a_bit_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    sglang, ct = formats.get("sglang_w4afp8"), formats.get("compressed_tensors_w4a8")
+    monkeypatch.setattr("w4afp8.formats.compressed_tensors_w4a8.groups.exactly_bf16", lambda s: s.to(torch.bfloat16))
+    with pytest.raises(FormatError, match="read back, scale_NG differs at byte"):
+        translate(GroupWeight(torch.ones(1, 128, dtype=torch.int8), torch.tensor([[0.3]])), sglang, ct)
+
+
+def test_every_scale_byte_up_to_252_is_a_bfloat16_times_every_code() -> None:
+    codes = torch.arange(16, dtype=torch.uint8).repeat(253, 2)
+    weight = MicroWeight(codes, torch.arange(253, dtype=torch.uint8)[:, None])
+    parts = translate(weight, formats.get("deepseek_mxfp4"), formats.get("bf16"))
+    assert torch.equal(parts[".weight"].float(), weight.dequantize())
+
+
+def test_the_page_is_the_codes_own_matrix() -> None:
+    assert PAGE.read_text() == conversion.matrix_page(), "print it anew: python tests/formats/test_format_matrix.py"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(conversion.matrix_page())
