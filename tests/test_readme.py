@@ -52,6 +52,7 @@ def test_the_example_runs_word_for_word(hub: FakeHub, shell: dict[str, str], tmp
     assert "every file compared" in done.stdout and TOKEN not in done.stdout + done.stderr
     tree = hub.repos["my-org/tiny-dsv3-W4AFP8"].trees["main"]
     assert hub.content(tree[CONFIG]) == (tmp_path / "tiny-dsv3-W4AFP8" / CONFIG).read_bytes()
+    assert (tmp_path / "tiny-dsv3-vllm" / CONFIG).is_file()
     assert b"**Proven**" in hub.content(tree["README.md"])
 
 

@@ -80,6 +80,14 @@ def test_what_is_recorded_is_said(folder: Path) -> None:
     assert "/somebody" not in text
 
 
+def test_a_converted_checkpoint_is_served_by_the_engine_that_reads_it(folder: Path) -> None:
+    (folder / "w4afp8/record.json").write_text(json.dumps(RECORD | {"format": "compressed_tensors_w4a8"}))
+    text = text_of(folder, model="org/name")
+    assert "vllm serve org/name" in text and "sglang" not in text.lower().replace("sglang_w4afp8", "")
+    assert "| **routed expert** | compressed_tensors_w4a8 |" in text
+    assert "vllm" in ModelCard(text).data.tags
+
+
 def test_what_is_not_known_is_said_to_be_so(folder: Path) -> None:
     (folder / "w4afp8/record.json").write_text(json.dumps({"format": "of another day"}))
     text = text_of(folder)

@@ -15,7 +15,7 @@ COMMANDS = {
 def read_by(format_name: str | None) -> tuple[str, ...]:
     """The engines and releases that read this format; nothing for a format that this program does not write."""
     try:
-        return tuple(formats.target(format_name or "").read_by)
+        return tuple(formats.checkpoint(format_name or "").read_by)
     except RecipeError:
         return ()
 
