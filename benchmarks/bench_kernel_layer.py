@@ -60,7 +60,7 @@ def main() -> None:
                     partial(ops.fused_moe, x, ids.int(), router, *packed, layout="sm90", routed_experts=routed)
                 )
             us, spread = time_us(calls)
-            floor, theirs = statistics.mean(floors), peers.get(name, {}).get(str(tokens), float("nan"))
+            floor, theirs = statistics.mean(floors), peers.get(name, {}).get(str(tokens))
             record = {
                 "record": "layer",
                 "shape": name,
@@ -78,11 +78,8 @@ def main() -> None:
                         json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in record.items()}),
                         file=sink,
                     )
-            print(
-                f"{name + ' M=' + str(tokens):16}{floor:9.1f}{us:9.1f}{us / floor:8.2f}{theirs:18.1f}"
-                f"{theirs / us:7.2f}",
-                flush=True,
-            )
+            beside = "" if theirs is None else f"{theirs:18.1f}{theirs / us:7.2f}"
+            print(f"{name + ' M=' + str(tokens):16}{floor:9.1f}{us:9.1f}{us / floor:8.2f}{beside}", flush=True)
 
 
 if __name__ == "__main__":

@@ -36,15 +36,13 @@ struct ExpertPlan {
   uint64_t warp_total[32];
 };
 
-template <int kConsumers_, class Tokens_, int kStages_, int kStageGroups_, bool kGroupScale_ = false,
-          bool kOrdered_ = false>
+template <int kConsumers_, class Tokens_, int kStages_, int kStageGroups_, bool kGroupScale_ = false>
 struct Config {
   using Tokens = Tokens_;
   static constexpr int kConsumers = kConsumers_;            // warpgroups that multiply, 64 output rows each
   static constexpr int kStages = kStages_;
   static constexpr int kStageGroups = kStageGroups_;        // scale groups along K per stage
   static constexpr bool kGroupScale = kGroupScale_;         // activation scale per token and group
-  static constexpr bool kOrdered = kOrdered_;               // two consumers take turns at unpacking
   static constexpr int kMaxTokens = Tokens::kMax;
   static constexpr int kThreads = 128 * (kConsumers + 1);   // the last warpgroup loads
   // Registers a thread: the block starts with an equal share, the loading warpgroup gives most of its own away.

@@ -55,14 +55,14 @@ __device__ void produce(const Arguments& args, typename C::Smem& smem) {
       tile.advance();
     }
     const int first_block = s.row_tile * C::kConsumers;
+    const uint64_t policy = s.shared ? ptx::kEvictNormal : ptx::kEvictFirst;
 #pragma unroll 1
     for (int g = s.first_group; g < s.first_group + s.groups; g += C::kStageGroups, ring.advance()) {
       uint64_t* full = &smem.full[ring.stage];
       ptx::barrier_wait(&smem.empty[ring.stage], ring.phase ^ 1);
       ptx::barrier_expect(full, bytes);
-      ptx::copy_box(smem.codes[ring.stage], &args.codes_map, 0, g * 32, first_block, s.expert, full, ptx::kEvictFirst);
-      ptx::copy_box(smem.scale[ring.stage].bytes, &args.scale_map, g * kTileRows, first_block, s.expert, full,
-                    ptx::kEvictFirst);
+      ptx::copy_box(smem.codes[ring.stage], &args.codes_map, 0, g * 32, first_block, s.expert, full, policy);
+      ptx::copy_box(smem.scale[ring.stage].bytes, &args.scale_map, g * kTileRows, first_block, s.expert, full, policy);
       ptx::copy_box(smem.x[ring.stage], &args.x_map, 0, s.first_row, g, full, ptx::kEvictNormal);
     }
   }
@@ -168,11 +168,9 @@ __device__ __forceinline__ void step(float (&acc)[kTokens / 2], const Weights& n
   for (int k = 1; k < 4; ++k) ptx::Wgmma<kTokens>::template multiply<true>(product, now.a + 4 * k, x + 2 * k);
   ptx::wgmma_commit();
   if (group + 1 < s.groups) {
-    if constexpr (C::kOrdered) ptx::named_barrier(8 + at.consumer, 256);
     unpack_all(next, packed, p.weight_scale_float);
 #pragma unroll
     for (int i = 0; i < 16; ++i) ptx::pin(next.a[i]);
-    if constexpr (C::kOrdered) ptx::named_barrier_arrive(8 + (at.consumer ^ 1), 256);
     if (group + 2 < s.groups) {
       if constexpr (kGroup == 0) ptx::barrier_wait(&smem.full[fetch.stage], fetch.phase);
       load_packed<C, kGroup>(packed, at, fetch.stage, p.weight_scale_float);
@@ -308,7 +306,6 @@ __global__ void __launch_bounds__(C::kThreads, 1) kernel(const __grid_constant__
     Ring<C::kStages> fetch;
     Ring<2> tile;
     Segment s;
-    if (C::kOrdered && at.consumer == 1) ptx::named_barrier_arrive(8, 256);
     while (walk.next(s)) {
       C::Tokens::dispatch(s.tokens, [&]<int kTokens>() { consume<C, kTokens>(args, smem, fetch, tile, s, at); });
     }

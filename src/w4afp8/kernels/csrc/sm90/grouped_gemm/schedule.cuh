@@ -16,6 +16,7 @@ struct Segment {
   int first_group, groups;       // along K
   int first_peer, end_peer;      // blocks whose partial sums complete this tile; empty when none do
   bool owner;
+  bool shared;                   // other tiles read the same weights
 };
 
 __device__ __forceinline__ int divide_up(int a, int b) { return (a + b - 1) / b; }
@@ -137,6 +138,7 @@ class Walk {
     s.row_tile = runs_ == 1 ? local : local / runs_;
     const int run = runs_ == 1 ? 0 : local - s.row_tile * runs_;
     s.expert = plan_.expert[slot_];
+    s.shared = runs_ > 1;
     s.first_row = plan_.first_row[slot_] + run * step_;
     s.tokens = min(step_, rows_ - run * step_);
   }

@@ -13,25 +13,24 @@ const char* message(cudaError_t error) { return error == cudaSuccess ? nullptr :
 
 // One block a token.  The row is read once, its largest value found, and the quantized row written wherever it is
 // wanted: to its own place, or to the row of each of its pairs.
-template <bool kScatter, bool kRoutes>
+template <bool kFloat, bool kScatter, bool kRoutes>
 __global__ void __launch_bounds__(kThreads) quantize_kernel(Quantize p, Routing r) {
   __shared__ int rows_here[kMaxTopK];
   extern __shared__ int ids[];
   wait_for_previous();
   const int token = blockIdx.x;
   const size_t begin = static_cast<size_t>(token) * p.cols;
-  Eight kept[kMaxPieces];
-  float amax = 0.0f;
+  Raw<kFloat> kept[kMaxPieces];
 #pragma unroll
   for (int i = 0; i < kMaxPieces; ++i) {
     const int at = (i * kThreads + threadIdx.x) * 8;
-    if (at < p.cols) {
-      kept[i] = load8(p.x, begin + at, p.type);
-      amax = fmaxf(amax, largest(kept[i]));
-    }
+    kept[i] = at < p.cols ? load_raw<kFloat>(p.x, begin + at) : Raw<kFloat>{};
   }
+  float amax = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kMaxPieces; ++i) amax = fmaxf(amax, largest(widen<kFloat>(kept[i], p.type)));
   for (int at = (kMaxPieces * kThreads + threadIdx.x) * 8; at < p.cols; at += kThreads * 8) {
-    amax = fmaxf(amax, largest(load8(p.x, begin + at, p.type)));
+    amax = fmaxf(amax, largest(widen<kFloat>(load_raw<kFloat>(p.x, begin + at), p.type)));
   }
   if constexpr (kRoutes) {
     route_few(r, token, ids, rows_here);
@@ -59,10 +58,10 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(Quantize p, Routing 
 #pragma unroll
   for (int i = 0; i < kMaxPieces; ++i) {
     const int at = (i * kThreads + threadIdx.x) * 8;
-    if (at < p.cols) write(at, kept[i]);
+    if (at < p.cols) write(at, widen<kFloat>(kept[i], p.type));
   }
   for (int at = (kMaxPieces * kThreads + threadIdx.x) * 8; at < p.cols; at += kThreads * 8) {
-    write(at, load8(p.x, begin + at, p.type));
+    write(at, widen<kFloat>(load_raw<kFloat>(p.x, begin + at), p.type));
   }
   if (p.mode == ScaleMode::kTensor) {
     if (token == 0 && threadIdx.x == 0) p.scale[0] = scale;
@@ -74,6 +73,7 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(Quantize p, Routing 
 }
 
 // Sixteen threads a group of 128.
+template <bool kFloat>
 __global__ void __launch_bounds__(kThreads) quantize_groups_kernel(Quantize p) {
   wait_for_previous();
   const size_t group = (static_cast<size_t>(blockIdx.x) * kThreads + threadIdx.x) / 16;
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kThreads) quantize_groups_kernel(Quantize p) {
   if (group >= groups) return;  // sixteen lanes leave together; the others of the warp shuffle among themselves
   const uint32_t lanes = 0xffffu << (threadIdx.x % 32 / 16 * 16);
   const size_t at = group * 128 + threadIdx.x % 16 * 8;
-  const Eight x = load8(p.x, at, p.type);
+  const Eight x = widen<kFloat>(load_raw<kFloat>(p.x, at), p.type);
   float amax = largest(x);
 #pragma unroll
   for (int step = 8; step > 0; step /= 2) amax = fmaxf(amax, __shfl_xor_sync(lanes, amax, step));
@@ -103,20 +103,30 @@ __global__ void __launch_bounds__(kThreads) activate_kernel(Activation p) {
   if (row >= *p.rows) return;
   const size_t gate = static_cast<size_t>(row) * 2 * p.cols;
   constexpr int kPieces = 2;
+  Raw<false> raw_gate[kPieces], raw_up[kPieces];
+#pragma unroll
+  for (int i = 0; i < kPieces; ++i) {
+    const int at = (i * blockDim.x + threadIdx.x) * 8;
+    raw_gate[i] = at < p.cols ? load_raw<false>(p.gate_up, gate + at) : Raw<false>{};
+    raw_up[i] = at < p.cols ? load_raw<false>(p.gate_up, gate + p.cols + at) : Raw<false>{};
+  }
   Eight kept[kPieces];
   float amax = 0.0f;
-  const auto value = [&](int at) {
-    const Eight g = load8(p.gate_up, gate + at, p.type), u = load8(p.gate_up, gate + p.cols + at, p.type);
+  const auto product = [&](const Raw<false>& raw_g, const Raw<false>& raw_u) {
+    const Eight g = widen<false>(raw_g, p.type), u = widen<false>(raw_u, p.type);
     Eight h;
 #pragma unroll
     for (int i = 0; i < 8; ++i) h.v[i] = swiglu(g.v[i], u.v[i], p);
     return h;
   };
+  const auto value = [&](int at) {
+    return product(load_raw<false>(p.gate_up, gate + at), load_raw<false>(p.gate_up, gate + p.cols + at));
+  };
 #pragma unroll
   for (int i = 0; i < kPieces; ++i) {
     const int at = (i * blockDim.x + threadIdx.x) * 8;
     if (at < p.cols) {
-      kept[i] = value(at);
+      kept[i] = product(raw_gate[i], raw_up[i]);
       amax = fmaxf(amax, largest(kept[i]));
     }
   }
@@ -140,19 +150,36 @@ __global__ void __launch_bounds__(kThreads) activate_kernel(Activation p) {
   }
 }
 
-// out[t] = factor * sum over choices of weight * down[row], in the order of the choices.
+// out[t] = factor * sum over choices of weight * down[row], in the order of the choices.  The loads of kAtOnce choices
+// are under way together: one after the other they would be all of a small layer's time.
 __global__ void __launch_bounds__(kThreads) combine_kernel(Combine p) {
-  wait_for_previous();
+  constexpr int kAtOnce = 8;
   const int token = blockIdx.x, at = (blockIdx.y * kThreads + threadIdx.x) * 8;
+  wait_for_previous();
   if (at >= p.cols) return;
+  const int* rows = p.rows + static_cast<size_t>(token) * p.top_k;
+  const float* weights = p.weights + static_cast<size_t>(token) * p.top_k;
   Eight sum = {};
-  for (int i = 0; i < p.top_k; ++i) {
-    const int row = p.rows[token * p.top_k + i];
-    if (row < 0) continue;
-    const float weight = p.weights[token * p.top_k + i];
-    const Eight x = load8(p.down, static_cast<size_t>(row) * p.cols + at, p.type);
+  for (int first = 0; first < p.top_k; first += kAtOnce) {
+    int row[kAtOnce];
+    float weight[kAtOnce];
+    Raw<false> x[kAtOnce];
 #pragma unroll
-    for (int j = 0; j < 8; ++j) sum.v[j] += weight * x.v[j];
+    for (int i = 0; i < kAtOnce; ++i) {
+      const bool there = first + i < p.top_k;
+      row[i] = there ? rows[first + i] : -1;
+      weight[i] = there ? weights[first + i] : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      x[i] = load_raw<false>(p.down, static_cast<size_t>(row[i] < 0 ? 0 : row[i]) * p.cols + at);
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const Eight value = widen<false>(x[i], p.type);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) sum.v[j] += row[i] < 0 ? 0.0f : weight[i] * value.v[j];  // another rank's: nothing
+    }
   }
 #pragma unroll
   for (int j = 0; j < 8; ++j) sum.v[j] *= p.factor;
@@ -170,18 +197,20 @@ const char* quantize(const Quantize& p, cudaStream_t stream) {
   if (p.mode == ScaleMode::kGroup128) {
     const size_t threads = static_cast<size_t>(p.tokens) * (p.cols / 8);
     const unsigned blocks = static_cast<unsigned>((threads + kThreads - 1) / kThreads);
-    return message(launch_overlapped(quantize_groups_kernel, blocks, kThreads, 0, stream, p));
+    const auto kernel = p.type == InType::kFloat32 ? quantize_groups_kernel<true> : quantize_groups_kernel<false>;
+    return message(launch_overlapped(kernel, blocks, kThreads, 0, stream, p));
   }
-  return message(launch_overlapped(quantize_kernel<false, false>, p.tokens, kThreads, 0, stream, p, Routing{}));
+  const auto kernel = p.type == InType::kFloat32 ? quantize_kernel<true, false, false> : quantize_kernel<false, false, false>;
+  return message(launch_overlapped(kernel, p.tokens, kThreads, 0, stream, p, Routing{}));
 }
 
 const char* scatter_quantize(const Quantize& p, const Routing& r, bool routes, cudaStream_t stream) {
   if (r.top_k > kMaxTopK) return "top_k is larger than 64";
   if (routes) {
     const size_t ids = static_cast<size_t>(r.tokens) * r.top_k * sizeof(int);
-    return message(launch_overlapped(quantize_kernel<true, true>, p.tokens, kThreads, ids, stream, p, r));
+    return message(launch_overlapped(quantize_kernel<false, true, true>, p.tokens, kThreads, ids, stream, p, r));
   }
-  return message(launch_overlapped(quantize_kernel<true, false>, p.tokens, kThreads, 0, stream, p, r));
+  return message(launch_overlapped(quantize_kernel<false, true, false>, p.tokens, kThreads, 0, stream, p, r));
 }
 
 const char* activate(const Activation& p, cudaStream_t stream) {

@@ -76,12 +76,20 @@ __device__ __forceinline__ void route_few(const Routing& r, int token, int* ids,
     if (e == r.experts) row = -1;
     if (lane == 0) rows_here[choice] = r.rows[pair] = row;
   }
-  for (int e = token + r.tokens * warp; e <= r.experts; e += r.tokens * (blockDim.x / 32)) {
-    int before = 0;
-    for (int p = lane; p < pairs; p += 32) before += ids[p] < e;
+  if (pairs <= 64) {  // a thread an expert
+    for (int e = token + r.tokens * threadIdx.x; e <= r.experts; e += r.tokens * blockDim.x) {
+      int before = 0;
+      for (int p = 0; p < pairs; ++p) before += ids[p] < e;
+      r.offsets[e] = before;
+    }
+  } else {  // a warp an expert
+    for (int e = token + r.tokens * warp; e <= r.experts; e += r.tokens * (blockDim.x / 32)) {
+      int before = 0;
+      for (int p = lane; p < pairs; p += 32) before += ids[p] < e;
 #pragma unroll
-    for (int step = 16; step > 0; step /= 2) before += __shfl_xor_sync(~0u, before, step);
-    if (lane == 0) r.offsets[e] = before;
+      for (int step = 16; step > 0; step /= 2) before += __shfl_xor_sync(~0u, before, step);
+      if (lane == 0) r.offsets[e] = before;
+    }
   }
   __syncthreads();
 }

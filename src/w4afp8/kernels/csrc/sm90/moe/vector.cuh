@@ -15,25 +15,41 @@ struct Eight {
   float v[8];
 };
 
-__device__ __forceinline__ Eight load8(const void* x, size_t at, InType type) {
+// Eight values as they lie in memory.  Loading and widening are apart so that several loads can be under way before the
+// first is looked at; a branch on the type between them would make every load wait for the one before.
+template <bool kFloat>
+struct Raw {
+  uint4 words[kFloat ? 2 : 1];
+};
+
+template <bool kFloat>
+__device__ __forceinline__ Raw<kFloat> load_raw(const void* x, size_t at) {
+  Raw<kFloat> raw;
+  const uint4* p = reinterpret_cast<const uint4*>(static_cast<const uint8_t*>(x) + at * (kFloat ? 4 : 2));
+  raw.words[0] = p[0];
+  if constexpr (kFloat) raw.words[1] = p[1];
+  return raw;
+}
+
+template <bool kFloat>
+__device__ __forceinline__ Eight widen(const Raw<kFloat>& raw, InType type) {
   Eight out;
-  if (type == InType::kFloat32) {
-    const float4* p = reinterpret_cast<const float4*>(static_cast<const float*>(x) + at);
-    const float4 a = p[0], b = p[1];
+  if constexpr (kFloat) {
+    const float4 a = *reinterpret_cast<const float4*>(&raw.words[0]);
+    const float4 b = *reinterpret_cast<const float4*>(&raw.words[1]);
     out = {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
-    return out;
-  }
-  const uint4 raw = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(x) + at);
-  const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+  } else {
+    const uint32_t words[4] = {raw.words[0].x, raw.words[0].y, raw.words[0].z, raw.words[0].w};
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    float2 pair;
-    if (type == InType::kBFloat16) {
-      pair = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&words[i]));
-    } else {
-      pair = __half22float2(*reinterpret_cast<const __half2*>(&words[i]));
+    for (int i = 0; i < 4; ++i) {
+      float2 pair;
+      if (type == InType::kBFloat16) {
+        pair = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&words[i]));
+      } else {
+        pair = __half22float2(*reinterpret_cast<const __half2*>(&words[i]));
+      }
+      out.v[2 * i] = pair.x, out.v[2 * i + 1] = pair.y;
     }
-    out.v[2 * i] = pair.x, out.v[2 * i + 1] = pair.y;
   }
   return out;
 }
