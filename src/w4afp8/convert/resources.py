@@ -112,10 +112,15 @@ def check(needs: Needs, out: Path) -> None:
 
 
 def return_freed_memory() -> None:
-    """Make glibc hand large freed tensors back at once; otherwise its threshold grows and the peak with it."""
-    mallopt_mmap_threshold = -3
+    """Make glibc hand large freed tensors back at once, and keep small ones at hand.
+
+    Left to itself its threshold grows with every large tensor that is freed, and the peak with it.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
     try:
-        ctypes.CDLL("libc.so.6").mallopt(mallopt_mmap_threshold, 1 << 20)
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_threshold, 1 << 20)
+        libc.mallopt(trim_threshold, 16 << 20)
     except (OSError, AttributeError):
         return  # another libc: the peak may then be higher than planned
 

@@ -46,7 +46,10 @@ class Decoder:
     def mlp_input(self, layer: int, states_BSH: Tensor) -> Tensor:
         """The normed input of `layer`'s MLP or experts: float32 [T, H], a new tensor."""
         norm = self.weights.vector(f"model.layers.{layer}.post_attention_layernorm.weight")
-        return rms_norm(states_BSH.flatten(0, 1), norm, self.d.norm_epsilon)
+        x_TH = states_BSH.flatten(0, 1).clone()
+        for piece in pieces(len(x_TH), rows_per_piece(self.d.hidden, self.d.hidden)):
+            x_TH[piece] = rms_norm(x_TH[piece], norm, self.d.norm_epsilon)
+        return x_TH
 
     def route(self, layer: int, x_TH: Tensor) -> Routing:
         """The routing of every token in `layer`."""

@@ -75,7 +75,7 @@ def quantize_layer(
     scale_H = folded.effective_scale
     if prior is not None and scale_H is not None:
         prior = prior.folded(scale_H)
-    amax = {"gate_up": _amax(x_TH if scale_H is None else x_TH / scale_H), "down": 0.0}
+    amax = {"gate_up": _amax(x_TH, scale_H), "down": 0.0}
     experts: list[dict[str, Any]] = []
     for e, weights, inputs in view.experts():
         names = expert_matrices(decoder.family, layer, e)
@@ -114,8 +114,11 @@ def _view(decoder: Decoder, layer: int, x_TH: Tensor, routing: Routing, prior: L
 
     def routing_moves(scale_H: Tensor) -> float:
         folded = (router * scale_H).to(torch.bfloat16).float()
-        moved = route(x_TH / scale_H, folded, bias, d).experts_TK.sort(-1).values
-        return (moved != routing.experts_TK.sort(-1).values).any(-1).float().mean().item()
+        moved = 0
+        for piece in pieces(len(x_TH), rows_per_piece(d.hidden, d.experts)):
+            now = route(x_TH[piece] / scale_H, folded, bias, d).experts_TK.sort(-1).values
+            moved += int((now != routing.experts_TK[piece].sort(-1).values).any(-1).sum())
+        return moved / len(x_TH)
 
     shared = f"{prefix}mlp.shared_experts."
     return LayerView(
@@ -150,8 +153,11 @@ def _add_output(weights: ExpertWeights, inputs: ExpertInputs, states_TH: Tensor,
         states_TH.index_add_(0, tokens[piece], (h @ weights.down_HI.T).mul_(inputs.weight_n[piece, None]))
 
 
-def _amax(x: Tensor) -> float:
-    return x.abs().max().item() if x.numel() else 0.0
+def _amax(x_TH: Tensor, scale_H: Tensor | None) -> float:
+    """Largest magnitude after the fold, found without a second tensor of that size."""
+    lowest, highest = x_TH.aminmax(dim=0)
+    largest_H = torch.maximum(-lowest, highest)
+    return float((largest_H if scale_H is None else largest_H / scale_H).max())
 
 
 def _record(x_TH: Tensor, routing: Routing) -> dict[str, Tensor]:
