@@ -25,7 +25,7 @@ from w4afp8.quantize._method import Method
 FLOAT = 4
 RAW = 2  # a matrix is read as stored, at most 16 bits an element, before it is widened
 # The busiest expert of a layer is taken to see this multiple of the mean.
-BUSIEST_EXPERT = 1.5
+BUSIEST_EXPERT = 1.25
 
 
 @dataclass(frozen=True, slots=True)
