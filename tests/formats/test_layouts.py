@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from w4afp8.errors import FormatError
-from w4afp8.formats._layout import ELEMENTS, Layout, _groups
+from w4afp8.formats._layout import ELEMENTS, Layout
 from w4afp8.formats._layouts import ALL, BY_NAME
+from w4afp8.numerics.axes import groups
 
 Golden = Callable[[str], dict[str, Tensor]]
 
 
 def least(layout: Layout) -> list[int]:
     """The smallest logical shape that fits, in units of the tensor."""
-    sizes = [prod(layout.sizes.get(axis, 1) for axis in group) for group in _groups(layout.pattern.split("->")[0])]
+    sizes = [prod(layout.sizes.get(axis, 1) for axis in group) for group in groups(layout.pattern.split("->")[0])]
     return sizes if layout.unit == ELEMENTS else [*sizes[:-1], sizes[-1] * layout.unit // 8]
 
 
@@ -44,7 +45,7 @@ def test_a_layout_loses_nothing_and_invents_nothing(
 @pytest.mark.parametrize("layout", ALL, ids=lambda layout: layout.name)
 def test_every_place_is_taken_once(layout: Layout) -> None:
     """A pattern names each axis on both sides, and a table each position."""
-    before, after = (sorted(a for g in _groups(side) for a in g) for side in layout.pattern.split("->"))
+    before, after = (sorted(a for g in groups(side) for a in g) for side in layout.pattern.split("->"))
     assert before == after == sorted(set(before))
     assert set(layout.sizes) <= set(before)
     assert sorted(layout.table) == list(range(len(layout.table)))

@@ -3,6 +3,7 @@
 import torch
 
 from w4afp8.kernels import layout
+from w4afp8.numerics.axes import backwards
 
 
 def codes(seed: int, experts: int, rows: int, cols: int) -> torch.Tensor:
@@ -54,4 +55,4 @@ def test_a_thread_finds_its_fragments_as_the_kernel_reads_them():
 
 
 def test_backwards_twice_is_the_same_pattern():
-    assert layout.backwards(layout.backwards(layout.CODES)) == layout.CODES
+    assert backwards(backwards(layout.CODES)) == layout.CODES

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from w4afp8.errors import FormatError
-from w4afp8.numerics import fp4
+from w4afp8.numerics import axes, fp4
 
 # What a pattern's last logical axis counts: elements of the tensor as they are, or pieces of its bytes.
 ELEMENTS, BITS, NIBBLES, HALFWORDS = 0, 1, 4, 16
@@ -35,7 +35,7 @@ class Layout:
 
     def refusal(self, shape: tuple[int, ...]) -> str | None:
         """Why a logical tensor of this shape cannot be stored so, or None."""
-        groups = _groups(self.pattern.split("->")[0])
+        groups = axes.groups(self.pattern.split("->")[0])
         if len(groups) != len(shape):
             return f"{self.name} stores {len(groups)} axes, found {list(shape)}"
         steps = [prod(self.sizes.get(axis, 1) for axis in group) for group in groups]
@@ -52,7 +52,7 @@ class Layout:
         if why:
             raise FormatError(why)
         pieces = _take_apart(logical.contiguous(), self.unit)
-        split, order, joined = self._plan(tuple(pieces.shape))
+        split, order, joined = axes.plan(pieces.shape, self.pattern, self.sizes)
         stored = pieces.reshape(split).permute(order).reshape(joined)
         if self.table:
             runs = stored.reshape(-1, len(self.table))
@@ -64,7 +64,7 @@ class Layout:
         why = self.refusal(shape)
         if why:
             raise FormatError(why)
-        split, order, joined = self._plan(self._units(shape))
+        split, order, joined = axes.plan(self._units(shape), self.pattern, self.sizes)
         pieces = _take_apart(stored.contiguous(), self.unit).reshape(joined)
         if self.table:
             pieces = pieces.reshape(-1, len(self.table))[:, torch.tensor(self.table)]
@@ -77,18 +77,6 @@ class Layout:
         if self.unit == ELEMENTS:
             return shape
         return (*shape[:-1], shape[-1] * 8 // self.unit)
-
-    def _plan(self, shape: tuple[int, ...]) -> tuple[list[int], list[int], list[int]]:
-        """Sizes after splitting, the order of the axes, sizes after joining."""
-        before, after = (_groups(side) for side in self.pattern.split("->"))
-        split: list[int] = []
-        for group, length in zip(before, shape, strict=True):
-            known = prod(self.sizes.get(axis, 1) for axis in group)
-            split += [self.sizes.get(axis, length // known) for axis in group]
-        names = [axis for group in before for axis in group]
-        size = dict(zip(names, split, strict=True))
-        order = [names.index(axis) for group in after for axis in group]
-        return split, order, [prod(size[axis] for axis in group) for group in after]
 
 
 def _take_apart(stored: Tensor, unit: int) -> Tensor:
@@ -112,16 +100,3 @@ def _put_together(pieces: Tensor, unit: int, dtype: torch.dtype) -> Tensor:
         return pieces.view(dtype)
     weights = 1 << torch.arange(8, dtype=torch.int32)
     return (pieces.view(*pieces.shape[:-1], -1, 8) * weights).sum(-1).to(torch.uint8).view(dtype)
-
-
-def _groups(side: str) -> list[list[str]]:
-    """`"e (a b) c"` -> `[["e"], ["a", "b"], ["c"]]`."""
-    groups: list[list[str]] = []
-    inside = False
-    for token in side.replace("(", " ( ").replace(")", " ) ").split():
-        if token == "(":
-            groups.append([])
-        elif token != ")":
-            groups[-1].append(token) if inside else groups.append([token])
-        inside = token == "(" or (inside and token != ")")
-    return groups

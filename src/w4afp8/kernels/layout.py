@@ -17,9 +17,9 @@ magnitude, which is the e4m3 number code * 2^-9 for every code -8..7.
 
 from __future__ import annotations
 
-from math import prod
-
 from torch import Tensor, int8, stack, uint8
+
+from w4afp8.numerics.axes import backwards, rearrange
 
 TILE_ROWS = 64
 TILE_COLS = 128
@@ -40,7 +40,7 @@ def store_codes(codes_ENK: Tensor) -> Tensor:
     Shapes: int8 [E, N, K] -> uint8 [E, N/64, K/128, 4096]; N a multiple of 64, K of 128.
     Range:  codes in -8..7; the caller has checked.
     """
-    pairs = rearrange(codes_ENK, CODES)
+    pairs = rearrange(codes_ENK, CODES, SIZES)
     sign = (pairs < 0).to(uint8)
     low = (pairs ^ -sign.to(int8)).to(uint8)
     sign_0, low_0, sign_1, low_1 = sign[..., 0], low[..., 0], sign[..., 1], low[..., 1]
@@ -54,46 +54,14 @@ def load_codes(bytes_ERCB: Tensor) -> Tensor:
     sign_1 = (raw >> 3 & 1).view(-1, 4).roll(-1, -1).view(raw.shape)
     sign = stack((raw >> 7, sign_1), -1).to(int8)
     low = stack((raw & 7, raw >> 4 & 7), -1).to(int8)
-    return rearrange(low ^ -sign, backwards(CODES))
+    return rearrange(low ^ -sign, backwards(CODES), SIZES)
 
 
 def store_scales(scale_ENG: Tensor) -> Tensor:
     """[E, N, G] -> [E, N/64, G, 64]: the 64 scales of a tile together, rows r and r + 8 side by side."""
-    return rearrange(scale_ENG, SCALES)
+    return rearrange(scale_ENG, SCALES, SIZES)
 
 
 def load_scales(scale_ERG64: Tensor) -> Tensor:
     """The inverse of `store_scales`."""
-    return rearrange(scale_ERG64, backwards(SCALES))
-
-
-def backwards(pattern: str) -> str:
-    """The pattern of the inverse."""
-    before, after = pattern.split("->")
-    return f"{after.strip()} -> {before.strip()}"
-
-
-def rearrange(x: Tensor, pattern: str) -> Tensor:
-    """Split, permute and join axes as `pattern` says, in einops' notation, sizes from `SIZES`, one unknown a group."""
-    before, after = (_groups(side) for side in pattern.split("->"))
-    split: list[int] = []
-    for group, length in zip(before, x.shape, strict=True):
-        known = prod(SIZES.get(name, 1) for name in group)
-        split += [SIZES.get(name, length // known) for name in group]
-    names = [name for group in before for name in group]
-    sizes = dict(zip(names, split))
-    order = [names.index(name) for group in after for name in group]
-    return x.reshape(split).permute(order).reshape([prod(sizes[name] for name in group) for group in after])
-
-
-def _groups(side: str) -> list[list[str]]:
-    """`"e (a b) c"` -> `[["e"], ["a", "b"], ["c"]]`."""
-    groups: list[list[str]] = []
-    inside = False
-    for token in side.replace("(", " ( ").replace(")", " ) ").split():
-        if token == "(":
-            groups.append([])
-        elif token != ")":
-            groups[-1].append(token) if inside else groups.append([token])
-        inside = token == "(" or (inside and token != ")")
-    return groups
+    return rearrange(scale_ERG64, backwards(SCALES), SIZES)
