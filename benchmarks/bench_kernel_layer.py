@@ -1,85 +1,51 @@
 #!/usr/bin/env python3
-"""Times the fused MoE layer against the floor of its bytes or flops, and each of its parts.
+"""Times the fused MoE layer on the named shapes against the floor, and beside what peers' whole layers took elsewhere.
 
-    python benchmarks/bench_kernel_layer.py [--shapes R1,EP8,TP8,OSS] [--tokens 1,8,...] [--out results.jsonl]
+    python benchmarks/bench_kernel_layer.py [--shapes R1,EP8,TP8,OSS] [--tokens 1,8,...] [--peer humming] [--out FILE]
 
-Method as in bench_grouped_gemm.py.  The layer's floor: both weights of the experts hit and the hidden state in and
-out, or both GEMMs at the measured e4m3 rate.
+`w4afp8 bench moe`, then the ratios to results/kernels-peer-layers.json, recorded on an H200 by the same method.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
-from functools import partial
+import tempfile
 from pathlib import Path
 
-import torch
+from w4afp8.cli import cli, code_of
+from w4afp8.measure import cells
+from w4afp8.measure.shapes import NAMED
 
-from bench_grouped_gemm import DEVICE, MOE, SHAPES, TOKENS, ceilings, time_us, weights
-from w4afp8.kernels import ops
+RECORDED = Path(__file__).parent / "results" / "kernels-peer-layers.json"
+LAYERS = [name for name, shape in NAMED.items() if shape.layer]
 
-RECORDED = Path(__file__).parent / "results" / "kernels-peer-layers.json"  # peers' layers on an H200, same method
+
+def beside_recorded(run: cells.Run) -> None:
+    """A line per cell that a peer was recorded at."""
+    recorded = json.loads(RECORDED.read_text())
+    print(f"recorded: {recorded['device']}, {recorded['date']}; here: {run.about['device']}")
+    for cell in run.cells:
+        for peer in ("humming", "sglang"):
+            theirs = recorded[f"{peer}_us"].get(cell.shape, {}).get(str(cell.tokens))
+            if theirs:
+                print(f"{cell.shape} M={cell.tokens}: {peer} {theirs} us, ratio {theirs / cell.us:.2f}")
 
 
 def main() -> None:
-    """Parse, measure the ceilings, walk the cells."""
+    """Measure, then compare."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--shapes", default=",".join(MOE))
-    parser.add_argument("--tokens", default=",".join(map(str, TOKENS)))
+    parser.add_argument("--shapes", default=",".join(LAYERS))
     parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    peers = json.loads(RECORDED.read_text())["humming_us"]
-    machine = ceilings()
-    about = {
-        "device": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-    }
-    print(f"{'layer':16}{'floor':>9}{'ours':>9}{'x floor':>8}{'humming, recorded':>18}{'ratio':>7}")
-    for name in options.shapes.split(","):
-        hidden, inner, experts, routed, top_k = MOE[name]
-        packed: list[torch.Tensor] = []
-        torch.cuda.empty_cache()
-        packed += [t for shape in SHAPES[name] for t in weights(shape)]
-        weight_bytes = sum(t.numel() * t.element_size() for t in packed) / experts
-        for tokens in map(int, options.tokens.split(",")):
-            calls, floors = [], []
-            for i in range(8 if tokens <= 64 else 4 if tokens <= 512 else 2):
-                g = torch.Generator(device=DEVICE).manual_seed(1000 * tokens + i)
-                chance = torch.rand((tokens, routed), device=DEVICE, generator=g)
-                router, ids = chance.topk(top_k, dim=1)
-                x = torch.randn((tokens, hidden), device=DEVICE, dtype=torch.bfloat16)
-                local = ids[ids < experts]
-                by_bytes = (local.unique().numel() * weight_bytes + 4 * x.numel()) / machine["read_bytes_us"]
-                floors.append(max(by_bytes, 6 * local.numel() * inner * hidden / machine["fp8_flop_us"]))
-                calls.append(
-                    partial(ops.fused_moe, x, ids.int(), router, *packed, layout="sm90", routed_experts=routed)
-                )
-            us, spread = time_us(calls)
-            floor, theirs = statistics.mean(floors), peers.get(name, {}).get(str(tokens))
-            record = {
-                "record": "layer",
-                "shape": name,
-                "tokens": tokens,
-                "floor_us": floor,
-                "us": us,
-                "spread_us": spread,
-                "x_floor": us / floor,
-                "humming_recorded_us": theirs,
-                **about,
-            }
-            if options.out:
-                with options.out.open("a") as sink:
-                    print(
-                        json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in record.items()}),
-                        file=sink,
-                    )
-            beside = "" if theirs is None else f"{theirs:18.1f}{theirs / us:7.2f}"
-            print(f"{name + ' M=' + str(tokens):16}{floor:9.1f}{us:9.1f}{us / floor:8.2f}{beside}", flush=True)
+    options, others = parser.parse_known_args()
+    shapes = [word for name in options.shapes.split(",") for word in ("--shape", name)]
+    with tempfile.TemporaryDirectory() as scratch:
+        out = options.out or Path(scratch) / "layers.jsonl"
+        words = ["bench", "moe", *shapes, "--out", str(out), *others]
+        code = code_of(lambda: cli.main(args=words, standalone_mode=False))
+        if code:
+            raise SystemExit(code)
+        beside_recorded(cells.read_run(out, "moe"))
 
 
 if __name__ == "__main__":

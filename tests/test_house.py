@@ -20,7 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("numerics", "checkpoint"),
     ("formats", "families", "recipes"),
     ("calibration", "kernels", "model"),
-    ("quantize",),
+    ("measure", "quantize"),
     ("convert", "validate", "evaluate", "report", "card"),
     ("hub", "record", "pipeline", "conversion", "probe", "synthetic", "doctor"),
     ("terminal",),

@@ -6,9 +6,8 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from importlib import metadata
@@ -21,6 +20,7 @@ import torch
 from w4afp8._version import __version__
 from w4afp8.hub.remote import is_logged_in
 from w4afp8.kernels import build
+from w4afp8.measure.about import driver, first_line
 
 GB = 10**9
 HOPPER = (9, 0)
@@ -123,7 +123,7 @@ def _gpu() -> Finding:
 
 
 def _driver() -> Finding:
-    said = _first_line(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
+    said = driver()
     if said:
         return Finding("driver", Health.OK, said)
     return Finding("driver", Health.LACKS, "no nvidia-smi", "no GPU can be used", "the NVIDIA driver of the system")
@@ -135,7 +135,7 @@ def _compiler() -> Finding:
         cost = "the kernels cannot be compiled from source; a wheel that carries them needs no compiler"
         get = "CUDA toolkit 12.4 or later, or `pip install nvidia-cuda-nvcc`"
         return Finding("compiler", Health.LACKS, "no nvcc", cost, get)
-    release = _first_line([str(nvcc), "--version"], lambda line: "release" in line)
+    release = first_line([str(nvcc), "--version"], lambda line: "release" in line)
     return Finding("compiler", Health.OK, f"{nvcc}{': ' + release if release else ''}")
 
 
@@ -152,12 +152,3 @@ def _login() -> Finding:
         return Finding("Hub login", Health.OK, "a token is set; nothing was asked of the Hub")
     cost = "nothing can be pushed, and no private or gated model fetched"
     return Finding("Hub login", Health.LACKS, "none", cost, "`hf auth login`, or HF_TOKEN")
-
-
-def _first_line(command: list[str], chosen: Callable[[str], bool] = bool) -> str | None:
-    """The first chosen line that a program prints; None when it is not there, fails or hangs."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return next((line.strip() for line in done.stdout.splitlines() if line.strip() and chosen(line)), None)

@@ -38,6 +38,10 @@ class ResourceError(W4AFP8Error):
     exit_code = 4
 
 
+class DeviceError(ResourceError):
+    """No GPU, or not the one that the work needs."""
+
+
 class CalibrationError(W4AFP8Error):
     """No text, too little text, or experts that no token reached."""
 

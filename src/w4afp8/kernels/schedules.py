@@ -118,3 +118,8 @@ def _choose(p: Problem, rows: tuple[Schedule, ...], cost: Cost) -> Schedule:
     measured = tuned.lookup(p.experts, p.rows, p.cols, p.tokens)
     known = [row for row in fitting if (row.kernel, row.split_groups) == measured]
     return known[0] if known else min(fitting, key=lambda row: cost(p, row))
+
+
+def forget() -> None:
+    """Choose anew, after a table of measured choices changed."""
+    _choose.cache_clear()

@@ -1,0 +1,47 @@
+"""What this GPU does at most, now: plain reads of several sizes, and torch's own e4m3 product.  Needs triton."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from w4afp8.measure._read import read
+from w4afp8.measure.floor import MIB, Machine
+from w4afp8.measure.timing import graph_time
+
+SIZES_MIB = (16, 64, 256, 4096)
+# (programs a multiprocessor, words a load, loads under way, warps): the two best of a search on an H200.
+READERS = ((2, 8192, 2, 16), (4, 4096, 2, 8))
+SQUARE = 8192
+
+
+def measure() -> Machine:
+    """Takes about a second and 4 GiB of the device."""
+    data = torch.empty((SIZES_MIB[-1] * MIB // 4,), dtype=torch.int32, device="cuda")
+    for begin in range(0, len(data), 1 << 28):
+        data[begin : begin + (1 << 28)].random_()
+    reads = {mib: _read_us(data, mib * MIB // 4) for mib in SIZES_MIB}
+    a, b = (_random_fp8() for _ in range(2))
+    one = torch.ones((), device="cuda")
+    product = partial(
+        torch._scaled_mm, a, b.t(), out_dtype=torch.bfloat16, scale_a=one, scale_b=one, use_fast_accum=True
+    )
+    return Machine(reads, 2 * SQUARE**3 / graph_time([product]).us)
+
+
+def _random_fp8() -> torch.Tensor:
+    return torch.randn(SQUARE, SQUARE, device="cuda", dtype=torch.bfloat16).to(torch.float8_e4m3fn)
+
+
+def _read_us(data: torch.Tensor, words: int) -> float:
+    """The faster reader's time for `words`, over as many different parts as there are, up to 32."""
+    parts = [data[i * words : (i + 1) * words] for i in range(min(32, len(data) // words))]
+    out = torch.empty(4096, dtype=torch.int32, device="cuda")
+    sms = torch.cuda.get_device_properties().multi_processor_count
+    times = []
+    for programs, block, unroll, warps in READERS:
+        launch = read[(sms * programs,)]
+        calls = [partial(launch, part, out, words, block, unroll, num_warps=warps) for part in parts]
+        times.append(graph_time(calls, replays=8).us)
+    return min(times)

@@ -1,0 +1,135 @@
+"""`w4afp8 bench` and `w4afp8 tune` at the command line: what they show, write and refuse."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_stand import ABOUT, MACHINE, Clock
+
+from w4afp8.cli import cli, code_of
+from w4afp8.kernels import settings
+from w4afp8.measure import stand as stands
+from w4afp8.measure.stand import Stand
+
+REPOSITORY = Path(__file__).parent.parent.parent
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """(exit code, standard output, standard error) of a command."""
+
+    def invoke(*words: object) -> tuple[int, str, str]:
+        code = code_of(lambda: cli.main(args=[*map(str, words)], standalone_mode=False))
+        return code, *capsys.readouterr()
+
+    return invoke
+
+
+@pytest.fixture
+def model(miniature: Path) -> tuple[object, ...]:
+    return ("--model", miniature, "--tokens", "1,16")
+
+
+@pytest.fixture
+def on_stand(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> Stand:
+    monkeypatch.setattr(stands, "hopper", lambda what: stand)
+    return stand
+
+
+def test_bench_measures_shows_and_writes(run: Run, on_stand: Stand, model: tuple[object, ...], tmp_path: Path) -> None:
+    out, plot = tmp_path / "cells.jsonl", tmp_path / "roof.png"
+    code, text, err = run("bench", "gemm", *model, "--ep", 2, "--out", out, "--plot", plot)
+    assert code == 0, err
+    assert "tiny-dsv3/ep2.gate_up" in text and "tiny-dsv3.dense_down" in text and plot.is_file()
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["record"] for line in lines] == ["machine"] + ["gemm"] * (len(lines) - 1)
+    assert lines[0]["fp8_flop_us"] == MACHINE.flop_us and lines[1]["device"] == ABOUT["device"]
+    assert run("bench", "gemm", "--from", out)[1] == text, "the same table from the file"
+    shown = json.loads(run("bench", "gemm", "--from", out, "--json")[1])
+    assert len(shown["cells"]) == len(lines) - 1 and shown["device"] == ABOUT["device"]
+    code, _, err = run("bench", "moe", "--from", out)
+    assert code == 2 and "found no run of `w4afp8 bench moe`" in err
+
+
+def test_bench_moe_has_a_row_a_token_count(run: Run, on_stand: Stand, model: tuple[object, ...]) -> None:
+    code, text, err = run("bench", "moe", *model, "--json")
+    assert (code, err) == (0, "")
+    assert [(c["shape"], c["tokens"]) for c in json.loads(text)["cells"]] == [("tiny-dsv3", 1), ("tiny-dsv3", 16)]
+
+
+def test_tune_writes_where_the_kernels_look(run: Run, on_stand: Stand, clock: Clock, model: tuple[object, ...]) -> None:
+    clock.price = lambda kernel: {"t24": 3.0}.get(kernel, 9.0)
+    code, text, err = run("tune", "gemm", *model)
+    path = settings.tuned_table("a Hopper")
+    assert code == 0 and f"wrote {path}: 14 problems measured" in text, err
+    table = json.loads(path.read_text())
+    assert table["schedules"]["16 512 256"] == [[4, "t24", 0], [64, "t24", 0]]
+    code, text, _ = run("tune", "moe", *model, "--json", "-o", path)
+    found = json.loads(text)
+    assert code == 0 and [f["problem"] for f in found["found"]][:2] == ["tiny-dsv3.gate_up", "tiny-dsv3.down"]
+    assert len(json.loads(path.read_text())["schedules"]) == len(table["schedules"])
+
+
+def test_a_wrong_row_is_said(run: Run, on_stand: Stand, clock: Clock, model: tuple[object, ...]) -> None:
+    clock.spoils = lambda row, out: out.mul_(2) if row.kernel == "t8" else None
+    code, text, _ = run("tune", "gemm", *model)
+    assert code == 0 and "wrong: tiny-dsv3.gate_up M=1 t8/0: an error of 1; dropped" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (("bench", "gemm", "--shape", "R1"), 4, "bench gemm: found no CUDA device"),
+        (("tune", "moe", "--shape", "tp8"), 4, "tune moe: found no CUDA device"),
+        (("bench", "gemm"), 2, "give --model CONFIG or --shape"),
+        (("bench", "gemm", "--shape", "TP9"), 2, "did you mean 'TP8'"),
+        (("bench", "moe", "--shape", "R1", "--tokens", "1,x"), 2, "--tokens: found '1,x'"),
+        (("tune", "gemm", "--shape", "R1", "--tp", "3"), 2, "is 2048, no multiple of 3"),
+        (("bench", "gemm", "--shape", "R1", "--plot", "x.jpg"), 4, "expected a file name that ends in .png"),
+        (("bench", "gemm", "--from", "none.jsonl", "--shape", "R1"), 2, "--from shows what was measured"),
+        (("bench", "gemm", "--from", "none.jsonl"), 2, "no such file"),
+        (("bench", "layer"), 2, "'layer' is not one of"),
+    ],
+)
+def test_refusals(run: Run, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], code: int, says: str) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    found, _, err = run(*words)
+    assert (found, says in err) == (code, True), err
+
+
+def test_bench_moe_of_dense_shapes_has_nothing_to_time(run: Run, on_stand: Stand) -> None:
+    code, _, err = run("bench", "moe", "--shape", "DENSE")
+    assert code == 2 and "none of DENSE has such a cell" in err
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "asked"),
+    [
+        ("bench_grouped_gemm", ["--shapes", "R1,DENSE", "--tokens", "1"], "bench gemm"),
+        ("bench_grouped_gemm", ["--sweep", "--shapes", "TP8"], "tune gemm"),
+        ("bench_kernel_layer", ["--shapes", "R1"], "bench moe"),
+    ],
+)
+def test_the_scripts_are_these_commands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], script: str, words: list[str], asked: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", [script, *words])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(REPOSITORY / "benchmarks" / f"{script}.py"), run_name="__main__")
+    assert left.value.code == 4 and f"{asked}: found no CUDA device" in capsys.readouterr().err
+
+
+def test_recorded_peers_stand_beside_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    from w4afp8.measure.cells import Cell, Run
+
+    cell: Any = Cell("moe", "R1", 64, 512.0, 220.0, 1e9, 1e9, 1.0, "bytes", 1.0, 703.0, 1.0, "t8/0 t8/0")
+    script = runpy.run_path(str(REPOSITORY / "benchmarks" / "bench_kernel_layer.py"))
+    script["beside_recorded"](Run(ABOUT, MACHINE, (cell,)))
+    assert "R1 M=64: humming 1406 us, ratio 2.00" in capsys.readouterr().out

@@ -1,0 +1,156 @@
+"""The search: every row is verified before it is timed, the fastest right one is kept, the table is read back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fake_stand import ABOUT, Clock
+
+from w4afp8.errors import KernelError, RecipeError
+from w4afp8.kernels import reference, schedules, settings, tuned
+from w4afp8.measure import data, table, truth, tune
+from w4afp8.measure.shapes import NAMED, Gemm, Shape
+from w4afp8.measure.stand import Stand
+
+PLAIN = [row for row in schedules.ROWS if not row.group_scale]
+
+
+def search(kind: Any, shape: Shape, stand: Stand, tokens: tuple[int, ...] = (16,)) -> list[tune.Found]:
+    return list(tune.search(kind, [shape], tokens, stand, lambda *step: None))
+
+
+def test_the_fastest_row_wins_and_every_row_was_tried(stand: Stand, clock: Clock, small: Shape) -> None:
+    clock.price = lambda kernel: {"t48": 5.0, "t64": 5.5}.get(kernel, 30.0)
+    found = search("gemm", small, stand)
+    assert [f.gemm.name for f in found] == ["small.gate_up", "small.down", "small.o"]
+    for f in found:
+        kernel, us = ("s64", 30.0) if f.gemm.cols == 128 else ("t48", 5.0)
+        assert f.best.kernel == kernel and f.timing.us == us
+        fits = [row for row in schedules.ROWS if not row.refusals(schedules.Problem(16, 1, f.gemm.rows, f.gemm.cols))]
+        assert len(f.tried) == len(fits) > 0 and len(f.refused) == len(schedules.ROWS) - len(fits)
+        assert not f.wrong and f.before_us in (30.0, 5.0, 5.5)
+    assert found[1].refused["t48/0"] == "K=128 is no multiple of 256"
+
+
+def test_a_wrong_row_is_reported_and_never_timed(stand: Stand, clock: Clock, small: Shape) -> None:
+    def spoil(row: schedules.Schedule, out: torch.Tensor) -> None:
+        if row.kernel == "t8":
+            out[0] *= 1.1
+        if row.kernel == "t16":
+            out[-1, -1] = float("nan")
+
+    clock.spoils = spoil
+    clock.price = lambda kernel: 1.0 if kernel in ("t8", "t16") else 30.0
+    (found,) = search("gemm", Shape("d", None, (Gemm("d.o", 128, 256),)), stand)
+    assert found.best.kernel not in ("t8", "t16")
+    assert set(found.wrong) == {"t8/0", "t8/4", "t16/0", "t16/4"}
+    assert "an error of" in found.wrong["t8/0"] and "not finite" in found.wrong["t16/0"]
+    assert not set(found.wrong) & set(found.tried)
+
+
+def test_nothing_right_is_an_error_with_every_reason(stand: Stand, clock: Clock, small: Shape) -> None:
+    clock.spoils = lambda row, out: out.zero_()
+    with pytest.raises(KernelError, match=r"no schedule is right on this device(.|\n)*g16/0: activation scales"):
+        search("gemm", small, stand)
+
+
+def test_the_layer_runs_under_the_row_that_is_tried(stand: Stand, clock: Clock, small: Shape) -> None:
+    assert small.layer
+    wide = Shape("wide", data.Layer("wide", 256, 256, 4, 8, 2))
+    clock.price = lambda kernel: {"t32": 7.0}.get(kernel, 20.0)  # of what down ran under
+    gate_up, down = search("moe", wide, stand)
+    assert (gate_up.gemm.name, down.gemm.name) == ("wide.gate_up", "wide.down")
+    assert down.best.kernel == "t32" and len(down.tried) == len(PLAIN)
+    assert not tuned._pinned
+    seen = {row.kernel for row in clock.ran}
+    assert {row.kernel for row in PLAIN} <= seen
+
+
+def test_the_table_is_stamped_read_first_and_only_on_its_device(
+    stand: Stand, clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    clock.price = lambda kernel: {"t48": 5.0}.get(kernel, 30.0)
+    shape = Shape("d", None, (Gemm("d.q", 24576 // 96, 1536),))
+    (found,) = search("gemm", shape, stand)
+    path = settings.tuned_table("a Hopper")
+    assert path == tmp_path / "config" / "w4afp8" / "tuned" / "a-hopper.json"
+    assert table.write(path, [found], ABOUT, "w4afp8 tune gemm") == 1
+    content = json.loads(path.read_text())
+    assert {key: content[key] for key in ABOUT} == ABOUT and content["made_by"] == "w4afp8 tune gemm"
+    problem = schedules.Problem(16, 1, 256, 1536)
+    assert schedules.choose(problem).kernel != "t48", "no GPU, no table"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for device, kernel in (("a Hopper", "t48"), ("another", None)):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=device: device)
+        schedules.forget()
+        assert (tuned.lookup(1, 256, 1536, 17) or (None,))[0] == kernel
+        assert (schedules.choose(problem).kernel == "t48") == (kernel is not None)
+    monkeypatch.setenv("W4AFP8_TUNED", str(path))
+    assert tuned.lookup(1, 256, 1536, 16) is None, "another device's table, though it is named"
+    assert tuned.lookup(256, 4096, 7168, 512) == tuned._nearest(tuned.table("h200")["256 4096 7168"], 512)
+    monkeypatch.setenv("W4AFP8_TUNED", str(tmp_path / "none.json"))
+    with pytest.raises(KernelError, match=r"none.json: cannot be read"):
+        tuned.lookup(1, 256, 1536, 16)
+
+
+def test_a_second_search_keeps_the_other_rows(stand: Stand, clock: Clock, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "table.json"
+    one = Shape("d", None, (Gemm("d.q", 256, 512),))
+    table.write(path, search("gemm", one, stand, (1, 16)), ABOUT, "x")
+    clock.price = lambda kernel: {"t96": 1.0}.get(kernel, 30.0)
+    assert table.write(path, search("gemm", one, stand, (16,)), ABOUT, "x") == 2
+    assert [row[:2] for row in tuned.parse(path)[1]["1 256 512"]][1] == (16, "t96")
+    with pytest.raises(RecipeError, match="is the table of a Hopper, this is another"):
+        table.refuse_foreign(path, "another")
+    table.refuse_foreign(path, "a Hopper")
+    table.refuse_foreign(tmp_path / "none.json", "another")
+    (tmp_path / "odd.json").write_text('{"device": "x"}')
+    with pytest.raises(KernelError, match=r"odd.json: is no table"):
+        table.refuse_foreign(tmp_path / "odd.json", "x")
+
+
+def test_the_shipped_table_can_be_extended(tmp_path: Path) -> None:
+    """What stands in the package is what `tune` reads and writes."""
+    path = tmp_path / "h200.json"
+    path.write_bytes((tuned.HERE / "h200.json").read_bytes())
+    table.refuse_foreign(path, "NVIDIA H200")
+    before = tuned.parse(path)[1]
+    table.write(path, [], {**ABOUT, "device": "NVIDIA H200"}, "x")
+    assert tuned.parse(path) == ("NVIDIA H200", before)
+
+
+def test_the_truth_sees_a_single_wrong_expert(small: Shape) -> None:
+    (call, *_) = calls_of(small.gemms[0], 64)
+    right = reference.grouped_gemm(call)
+    exact = truth.sample(call)
+    assert exact.error(right) < truth.WORST_ERROR
+    counts = call.expert_offsets.diff().tolist()
+    for expert, (begin, count) in enumerate(zip(call.expert_offsets.tolist(), counts)):
+        wrong = right.clone()
+        wrong[begin : begin + count] *= 1.02
+        assert count and exact.error(wrong) > truth.WORST_ERROR, expert
+
+
+def test_the_sample_of_many_experts_has_the_busiest() -> None:
+    gemm = Gemm("g", 64, 128, experts=40, routed=40, top_k=4)
+    (call, *_) = calls_of(gemm, 200)
+    exact = truth.sample(call)
+    counts = call.expert_offsets.diff()
+    busiest = int(counts.argmax())
+    assert int(call.expert_offsets[busiest]) in exact.rows.tolist()
+    assert {0, len(call.x) - 1} <= set(exact.rows.tolist()) and len(exact.rows) < len(call.x) / 2
+
+
+def calls_of(gemm: Gemm, tokens: int) -> list[Any]:
+    cpu = torch.device("cpu")
+    return data.gemm_calls([data.weight(gemm, cpu)], data.routings(gemm, tokens, cpu), gemm.cols)
+
+
+def test_named_shapes_are_all_runnable() -> None:
+    for shape in NAMED.values():
+        for gemm in shape.gemms:
+            assert not PLAIN[-1].refusals(schedules.Problem(8, gemm.experts, gemm.rows, gemm.cols))
