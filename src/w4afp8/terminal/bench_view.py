@@ -80,4 +80,6 @@ def show_found(console: Console, found: Sequence[Found]) -> None:
 def _print_whole(console: Console, table: Table) -> None:
     """Every column in full, however narrow the terminal or the pipe: a number that is cut is a wrong number."""
     needed = Measurement.get(console, console.options.update(width=1000), table).maximum
-    console.print(table, width=max(console.width, needed), crop=False, soft_wrap=True)
+    wide = Console(file=console.file, width=max(console.width, needed), force_terminal=console.is_terminal,
+                   no_color=console.no_color)  # fmt: skip
+    wide.print(table)
