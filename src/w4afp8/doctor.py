@@ -140,8 +140,7 @@ def _compiler() -> Finding:
 
 
 def _kernels() -> Finding:
-    library = next((path for path in (build.cached(), build.PACKAGED) if path.is_file()), None)
-    if library:
+    if library := build.library():
         return Finding("kernels", Health.OK, str(library))
     cost = "the first use on a GPU compiles for about a minute, or, without nvcc, plain torch serves"
     return Finding("kernels", Health.LACKS, "not compiled", cost, "python -m w4afp8.kernels.build --cache")

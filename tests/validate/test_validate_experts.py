@@ -117,7 +117,7 @@ def test_folds_of_rows_and_columns_are_undone():
 
 
 def test_products_are_those_of_whole_matrices(monkeypatch):
-    monkeypatch.setattr(weights, "PIECE_NUMBERS", 3 * 256)
+    monkeypatch.setitem(weights.PIECE_NUMBERS, "cpu", 3 * 256)
     real, x = torch.randn(50, 256), torch.randn(4, 256)
     scale = groups.round_to_bf16(groups.amax(real) / 7.5)
     weight = GroupWeight(groups.round_to_codes(real, scale), scale)
@@ -128,7 +128,7 @@ def test_products_are_those_of_whole_matrices(monkeypatch):
 
 
 def test_the_farthest_code_is_found_in_any_piece(monkeypatch):
-    monkeypatch.setattr(weights, "PIECE_NUMBERS", 7 * 256)
+    monkeypatch.setitem(weights.PIECE_NUMBERS, "cpu", 7 * 256)
     real = torch.randn(50, 256)
     scale = groups.round_to_bf16(groups.amax(real) / 7.5)
     codes = groups.round_to_codes(real, scale)

@@ -15,11 +15,22 @@ from w4afp8.errors import RecipeError, ValidationError
 @click.option("--against", help="The source: " + MODEL_HELP)
 @click.option("--quick", is_flag=True, help="Structure, values and 4 experts per layer: a look, not a proof.")
 @click.option("--sample", type=click.IntRange(1), help="Compare only so many experts per layer: a look, not a proof.")
+@click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True,
+              help="What multiplies the packed bytes: the sm_90a kernels on a Hopper GPU, or plain torch. auto: the "
+              "kernels where such a GPU and their library are.")  # fmt: skip
 @click.option("--report/--no-report", default=True,
               help="Write validation.json, report.json and report.html into FOLDER/w4afp8.")  # fmt: skip
 @JSON_FLAG
-def validate(folder: Path, against: str | None, quick: bool, sample: int | None, report: bool, as_json: bool) -> None:
-    """Prove a checkpoint: structure, values, outputs beside the source, and the grouped GEMM itself.
+def validate(
+    folder: Path,
+    against: str | None,
+    quick: bool,
+    sample: int | None,
+    device: str,
+    report: bool,
+    as_json: bool,
+) -> None:
+    """Prove a checkpoint: structure, values, outputs beside the source, the grouped GEMM and the fused layer.
 
     The verdict is kept with the digest of every file and tensor; `push` asks for it.
     """
@@ -39,7 +50,7 @@ def validate(folder: Path, against: str | None, quick: bool, sample: int | None,
     kept = True
     with Steps(ERR, quiet=as_json) as steps:
         seal = take_seal(folder, steps) if report and folder.is_dir() else None
-        result = prove(folder, source, on_progress=steps, sample=gate.QUICK_SAMPLE if quick else sample)
+        result = prove(folder, source, on_progress=steps, sample=gate.QUICK_SAMPLE if quick else sample, device=device)
     paths: tuple[Path, ...] = ()
     if seal is not None:
         kept = gate.write_verdict(folder, result, seal, origin_of(source) if source else None)

@@ -144,6 +144,11 @@ def _run(command: list[str]) -> None:
         raise KernelError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
 
 
+def library() -> Path | None:
+    """The compiled kernels, if they are somewhere: those of these very sources first, then what a wheel carried."""
+    return next((path for path in (cached(), PACKAGED) if path.is_file()), None)
+
+
 @cache
 def load() -> bool:
     """Make `torch.ops.w4afp8_sm90` available; False when there is neither a library nor a compiler.
@@ -155,15 +160,15 @@ def load() -> bool:
     if torch.cuda.get_device_capability() != (9, 0):
         log.warning("w4afp8: the device is no SM90; the plain torch ops serve")
         return False
-    library = next((p for p in (cached(), PACKAGED) if p.is_file()), None)
-    if library is None:
+    found = library()
+    if found is None:
         if find_nvcc() is None:
             log.warning("w4afp8: no compiled kernels and no nvcc; the plain torch ops serve, slowly")
             return False
-        library = cached()
+        found = cached()
         log.warning("w4afp8: compiling the sm_90a kernels once, about a minute")
-        log.warning("w4afp8: compiled %s in %.0f s", library, build(library, os.cpu_count() or 1))
-    torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+        log.warning("w4afp8: compiled %s in %.0f s", found, build(found, os.cpu_count() or 1))
+    torch.ops.load_library(found)  # type: ignore[no-untyped-call]
     return True
 
 

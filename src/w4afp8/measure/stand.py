@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 import w4afp8.kernels.ops  # noqa: F401  (registers torch.ops.w4afp8)
-from w4afp8.errors import DeviceError
-from w4afp8.kernels import build, sm90
+from w4afp8.kernels import sm90
 from w4afp8.kernels.calls import GemmCall, MoECall
+from w4afp8.kernels.device import require_hopper
 from w4afp8.kernels.schedules import Schedule
 from w4afp8.measure import about, ceilings
 from w4afp8.measure.floor import Machine
@@ -41,23 +41,7 @@ def hopper(what: str) -> Stand:
 
     Raises: DeviceError naming what was found and what `what` needs.
     """
-    torch_built = f"torch {torch.__version__}"
-    if not torch.cuda.is_available():
-        raise DeviceError(
-            f"{what}: found no CUDA device ({torch_built}), expected a Hopper GPU (compute capability 9.0), its driver "
-            "and a torch built for CUDA; `w4afp8 doctor` says what this machine lacks"
-        )
-    major, minor = torch.cuda.get_device_capability()
-    if (major, minor) != (9, 0):
-        raise DeviceError(
-            f"{what}: found {torch.cuda.get_device_name()} (compute capability {major}.{minor}), expected a Hopper GPU "
-            "(9.0): the kernels are written for sm_90a"
-        )
-    if not build.load():
-        raise DeviceError(
-            f"{what}: found {torch.cuda.get_device_name()} but no compiled kernels and no nvcc, expected either; "
-            "`w4afp8 doctor --build` compiles them where nvcc is, e.g. after `pip install nvidia-cuda-nvcc`"
-        )
+    require_hopper(what)
     return Stand(torch.device("cuda"), graph_time, ceilings.measure, _gemm, torch_layer, about.about())
 
 

@@ -23,21 +23,21 @@ class Weights:
         self.inventory = inventory
         self.device = torch.device(device)
 
-    def packed(self, name: str) -> Weight:
-        """A matrix in its middle form, on the CPU."""
+    def packed(self, name: str, device: torch.device | str = "cpu") -> Weight:
+        """A matrix in its middle form, on the CPU unless another device is named."""
         item = self.inventory[name]
         assert item.format is not None, f"{name} is a vector"
-        stem = item.expected.stem
-        parts = {spec.name.removeprefix(stem): self._reader.read(spec.name) for spec in item.tensors}
-        return item.format.unpack(parts)
+        return item.format.unpack(self._parts(item, device))
 
     def matrix(self, name: str) -> Tensor:
         """float32 [N, K] on the device."""
         item = self.inventory[name]
         assert item.format is not None, f"{name} is a vector"
+        return item.format.unpack(self._parts(item, self.device)).dequantize()
+
+    def _parts(self, item: Item, device: torch.device | str) -> dict[str, Tensor]:
         stem = item.expected.stem
-        parts = {spec.name.removeprefix(stem): self._reader.read(spec.name).to(self.device) for spec in item.tensors}
-        return item.format.unpack(parts).dequantize()
+        return {spec.name.removeprefix(stem): self._reader.read(spec.name).to(device) for spec in item.tensors}
 
     def stored_dtype(self, name: str) -> torch.dtype:
         """The dtype that a vector has on disk."""

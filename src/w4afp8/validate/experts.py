@@ -49,7 +49,7 @@ class ExpertChecks:
         self, source: Side, output: Side, numbers: LayerNumbers, inputs: Inputs, fold_H: Tensor, chosen: list[int]
     ) -> None:
         """Compare the chosen experts of one layer, one at a time; products and sums in float64."""
-        routed = torch.zeros(2, *inputs.x.shape, dtype=torch.float64)
+        routed = torch.zeros(2, *inputs.x.shape, dtype=torch.float64, device=inputs.x.device)
         for expert in chosen:
             rows, own = inputs.rows_of(expert)
             names = output.expert_names(numbers.layer, expert)

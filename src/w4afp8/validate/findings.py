@@ -88,6 +88,7 @@ class LayerNumbers:
     gemm: dict[str, float] = field(default_factory=dict)  # gate_up, down: worst relative Frobenius distance
     activation: dict[str, dict[str, float]] = field(default_factory=dict)  # site -> amax, range, clipped, error
     experts: list[ExpertError] = field(default_factory=list)
+    fused: float | None = None  # of the fused layer's output; None where no recorded token meets an expert examined
 
 
 @dataclass(slots=True)
@@ -114,6 +115,7 @@ class ValidationReport:
     histograms: Histograms = field(default_factory=Histograms)
     bytes_out: int = 0
     bytes_source: int | None = None
+    proven_by: str = ""  # what multiplied the packed bytes: the sm_90a kernels on a GPU, or plain torch
     seconds: float = 0.0
 
     @property

@@ -19,7 +19,7 @@ from typing import Any
 from w4afp8.checkpoint import atomic
 from w4afp8.checkpoint.reader import read_json
 from w4afp8.errors import CheckpointError, ValidationError
-from w4afp8.validate import carried, experts, gemm, values
+from w4afp8.validate import carried, experts, fused, gemm, values
 from w4afp8.validate.findings import ValidationReport
 from w4afp8.validate.seal import VALIDATION, FileSeal, Seal, digests, read_seal, sealed_files
 
@@ -37,6 +37,7 @@ THRESHOLDS: Mapping[str, float] = {
     "shared_fold_error": carried.SHARED_FOLD_ERROR,
     "routing_moved": carried.ROUTING_MOVED,
     "gemm_error": gemm.GEMM_ERROR,
+    "layer_error": fused.LAYER_ERROR,
     "static_activation_error": gemm.STATIC_ERROR,
     "static_activations_clipped": gemm.CLIPPED,
     "fewest_codes": values.FEWEST_CODES,

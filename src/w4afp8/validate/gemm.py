@@ -18,6 +18,7 @@ from w4afp8.formats._spec import GroupWeight
 from w4afp8.formats._target import CheckpointFormat
 from w4afp8.numerics import fp8
 from w4afp8.numerics.distance import relative_frobenius
+from w4afp8.validate import fused
 from w4afp8.validate.findings import Check, LayerNumbers
 from w4afp8.validate.sides import Inputs, Side
 from w4afp8.validate.weights import multiply
@@ -29,15 +30,17 @@ GEMM_ERROR = 2e-3
 # e4m3 rounds to 2.6 % (rms) where it is normal; a static scale that leaves more crushes or clips the activations.
 STATIC_ERROR = 0.2
 CLIPPED = 0.01  # share of recorded activations beyond 448 * input_scale
-BATCH_BYTES = 64 << 20
+# Packed weights of one call: a batch is held packed, prepacked and as codes, four times that.
+BATCH_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
     """Some experts' packed weights as the op takes them, and what the format decodes from the same bytes."""
 
-    packed: Tensor  # int8 [E, N, K/2]
-    scale: Tensor  # bfloat16 [E, N, G]
+    packed: Tensor  # int8 [E, N, K/2], or what prepack makes of it
+    scale: Tensor  # bfloat16 [E, N, G], likewise
+    layout: str
     decoded: list[GroupWeight]  # [N, K] each
 
 
@@ -47,45 +50,52 @@ class GemmChecks:
     def __init__(self, target: CheckpointFormat) -> None:
         self.target = target
         self.gemm = Check("grouped GEMM", "torch.ops.w4afp8.grouped_gemm on the packed bytes equals a float64 product")
+        self.fused = Check("fused layer", "torch.ops.w4afp8.fused_moe on the packed bytes equals the float64 layer")
         self.static = Check("static activations", "the static scale neither clips nor crushes recorded activations")
 
     @property
     def all(self) -> list[Check]:
-        return [self.gemm, self.static]
+        return [self.gemm, self.fused, self.static]
 
     def run(self, output: Side, numbers: LayerNumbers, inputs: Inputs, fold_H: Tensor, chosen: list[int]) -> None:
-        """Multiply the chosen experts of one layer in batches of at most `BATCH_BYTES`."""
-        layer = numbers.layer
+        """Multiply the chosen experts of one layer in batches of at most `BATCH_BYTES`.
+
+        The fused layer runs on every batch where a GPU multiplies, on the first one of a layer elsewhere.
+        """
+        layer, kind = numbers.layer, output.device.type
         expert_bytes = sum(output.weights.inventory[n].span_bytes for n in output.expert_names(layer, 0).values())
-        step = max(1, BATCH_BYTES // expert_bytes)
+        step = max(1, BATCH_BYTES[kind] // expert_bytes)
         static = {site: self._static_scale(output, layer, site) for site in ("gate_up", "down")}
         ranges = {site: _Range(scale) for site, scale in static.items()}
         ranges["gate_up"].see(inputs.x * fold_H)
         for begin in range(0, len(chosen), step):
             batch = chosen[begin : begin + step]
+            gate_up, down = (_load(output, layer, site, batch) for site in ("gate_up", "down"))
             rows = [inputs.rows_of(expert)[0] for expert in batch]
-            x = [inputs.x[r] * fold_H for r in rows]
-            exact = self._multiply(output, numbers, "gate_up", batch, x)
+            exact = self._multiply(output, numbers, "gate_up", batch, gate_up, [inputs.x[r] * fold_H for r in rows])
             hidden = [_swiglu(product) for product in exact]
             for h, expert, row in zip(hidden, batch, rows, strict=True):
                 ranges["down"].see(h[inputs.weight_of(expert, row) > 0])
-            self._multiply(output, numbers, "down", batch, hidden)
+            self._multiply(output, numbers, "down", batch, down, hidden)
+            if kind == "cuda" or begin == 0:
+                self._fuse(output, numbers, inputs, fold_H, batch, gate_up, down)
         for site, seen in ranges.items():
             numbers.activation[site] = seen.numbers()
             if inputs.recorded:
                 self._judge_static(output, layer, site, seen)
 
     def _multiply(
-        self, output: Side, numbers: LayerNumbers, site: str, batch: list[int], x: list[Tensor]
+        self, output: Side, numbers: LayerNumbers, site: str, batch: list[int], weights: _Batch, x: list[Tensor]
     ) -> list[Tensor]:
         """The float64 products of a batch, after comparing the op's with them."""
-        weights = _load(output, numbers.layer, site, batch)
-        offsets = torch.tensor([0, *torch.tensor([len(rows) for rows in x]).cumsum(0).tolist()])
+        bounds = [0, *torch.tensor([len(rows) for rows in x]).cumsum(0).tolist()]
         codes, scale_T = torch.ops.w4afp8.quantize_fp8(torch.cat(x), "token")
-        product = torch.ops.w4afp8.grouped_gemm(codes, scale_T, weights.packed, weights.scale, offsets, torch.bfloat16)
+        offsets = torch.tensor(bounds, device=codes.device)
+        operands = codes, scale_T, weights.packed, weights.scale, offsets, torch.bfloat16, weights.layout
+        product = torch.ops.w4afp8.grouped_gemm(*operands)
         exact: list[Tensor] = []
-        for place, expert in enumerate(batch):
-            mine = slice(int(offsets[place]), int(offsets[place + 1]))
+        for place, (expert, begin, end) in enumerate(zip(batch, bounds, bounds[1:])):
+            mine = slice(begin, end)
             seen = codes[mine].double() * scale_T[mine, None].double()
             exact.append(multiply(seen, weights.decoded[place]))
             error = beyond_rounding(product[mine], exact[-1])
@@ -97,6 +107,32 @@ class GemmChecks:
                     f"at most {GEMM_ERROR:g}", "the bytes or the kernel are wrong: report it with this directory",
                 )  # fmt: skip
         return exact
+
+    def _fuse(
+        self,
+        output: Side,
+        numbers: LayerNumbers,
+        inputs: Inputs,
+        fold_H: Tensor,
+        batch: list[int],
+        gate_up: _Batch,
+        down: _Batch,
+    ) -> None:
+        """The op's sum over the experts of a batch beside the exact one; other experts add nothing to either."""
+        ids, x = fused.local_ids(inputs, batch), (inputs.x * fold_H).to(torch.bfloat16)
+        if not bool((ids >= 0).any()):
+            return
+        weights = gate_up.packed, gate_up.scale, down.packed, down.scale
+        found = torch.ops.w4afp8.fused_moe(x, ids, inputs.weights, *weights, layout=gate_up.layout)
+        exact = fused.exact_sum(x, ids, inputs.weights, gate_up.decoded, down.decoded)
+        error = beyond_rounding(found, exact)
+        numbers.fused = max(numbers.fused or 0.0, error)
+        self.fused.examined += 1
+        if not error <= fused.LAYER_ERROR or not bool(found.isfinite().all()):
+            self.fused.blame(
+                f"layer {numbers.layer}, experts {batch[0]} to {batch[-1]}", f"a sum {error:.2g} off (Frobenius)",
+                f"at most {fused.LAYER_ERROR:g}", "the bytes or the kernels are wrong: report it with this directory",
+            )  # fmt: skip
 
     def _static_scale(self, output: Side, layer: int, site: str) -> float:
         """What SGLang multiplies with: the largest of the layer's experts, rounded to bfloat16."""
@@ -168,18 +204,24 @@ class _Range:
 
 
 def _load(output: Side, layer: int, site: str, batch: list[int]) -> _Batch:
-    """Gate and up stacked on rows, gate first, or down: bytes as they are on disk, scales as the engine casts them."""
+    """Gate and up stacked on rows, gate first, or down: bytes as they are on disk, scales as the engine casts them.
+
+    On a GPU both are prepacked, as an engine that calls the sm_90a kernels does at load.
+    """
     packed, scales, decoded = [], [], []
     projections = PROJECTIONS[:2] if site == "gate_up" else PROJECTIONS[2:]
     for expert in batch:
         names = output.expert_names(layer, expert)
         items = [output.weights.inventory[names[projection]] for projection in projections]
-        packed.append(torch.cat([output.reader.read(item.tensors[0].name) for item in items]))
-        scales.append(torch.cat([output.reader.read(item.tensors[1].name) for item in items]).to(torch.bfloat16))
+        packed.append(torch.cat([output.read(item.tensors[0].name) for item in items]))
+        scales.append(torch.cat([output.read(item.tensors[1].name) for item in items]).to(torch.bfloat16))
         weights = [output.group_weight(names[projection]) for projection in projections]
         codes_NK = torch.cat([weight.codes_NK for weight in weights])
         decoded.append(GroupWeight(codes_NK, torch.cat([weight.scale_NG for weight in weights])))
-    return _Batch(torch.stack(packed), torch.stack(scales), decoded)
+    weight, scale, layout = torch.stack(packed), torch.stack(scales), "canonical"
+    if output.device.type == "cuda":
+        (weight, scale), layout = torch.ops.w4afp8.prepack(weight, scale), "sm90"
+    return _Batch(weight, scale, layout, decoded)
 
 
 def _swiglu(gate_up: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from w4afp8.checkpoint.reader import CheckpointReader
 from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.errors import CheckpointError, W4AFP8Error
 from w4afp8.families._inventory import Item
+from w4afp8.kernels import device as devices
 from w4afp8.validate import config as configs
 from w4afp8.validate import structure, written
 from w4afp8.validate.carried import check_carried, new_checks, routing_moved
@@ -27,23 +28,30 @@ NO_SOURCE = "no source given (--against)"
 
 
 def validate(
-    folder: Path, against: Path | None = None, *, on_progress: Progress | None = None, sample: int | None = None
+    folder: Path,
+    against: Path | None = None,
+    *,
+    on_progress: Progress | None = None,
+    sample: int | None = None,
+    device: str = "cpu",
 ) -> ValidationReport:
     """Prove a finished directory; with `against`, prove that it is that source, quantized.
 
     `sample` experts per layer are compared and multiplied, all of them when it is None; structure and values are
-    always complete.  What is wrong stands in the report.  Memory is a batch of experts, never a layer.
-    Raises: CheckpointError when the *source* is unsound, or `folder` is no directory.
+    always complete.  What is wrong stands in the report.  `device` is cpu, cuda (a Hopper GPU: the sm_90a kernels
+    multiply, and the exact side is computed there too) or auto.  Memory is a batch of experts, never a layer.
+    Raises: CheckpointError when the *source* is unsound, or `folder` is no directory; DeviceError without that GPU.
     """
     began = time.monotonic()
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such directory; give the directory of a quantized checkpoint")
     progress = on_progress or silent
+    place = devices.resolve(device, "validate --device cuda")
     source = None
     try:
         if against is not None:
-            source = Side.of(CheckpointReader(against))
-        return _Validation(folder, source, progress, sample).run(began)
+            source = Side.of(CheckpointReader(against), device=place)
+        return _Validation(folder, source, progress, sample, place).run(began)
     finally:
         if source is not None:
             source.reader.close()
@@ -52,13 +60,16 @@ def validate(
 class _Validation:
     """One run: what every step needs, and the report that each adds to."""
 
-    def __init__(self, folder: Path, source: Side | None, progress: Progress, sample: int | None) -> None:
-        self.folder, self.source, self.progress, self.sample = folder, source, progress, sample
+    def __init__(
+        self, folder: Path, source: Side | None, progress: Progress, sample: int | None, device: torch.device
+    ) -> None:
+        self.folder, self.source, self.progress, self.sample, self.device = folder, source, progress, sample, device
         self.record = configs.read_record(folder)
         self.config, self.unreadable = configs.read_config(folder)
         self.target = configs.target_of(self.config, self.record)
         name = origin_of(source.reader.folder)["name"] if source else None
         self.report = ValidationReport(__version__, folder.resolve().name, name, self.target.name, sample)
+        self.report.proven_by = devices.served_by(device)
 
     def run(self, began: float) -> ValidationReport:
         inventory = self._structure()
@@ -66,8 +77,8 @@ class _Validation:
             self._skip_the_rest("the structure is broken")
         else:
             with CheckpointReader(self.folder) as reader:
-                output = Side.of(reader, inventory)
-                values = ValueChecks(self.target, self.record)
+                output = Side.of(reader, inventory, self.device)
+                values = ValueChecks(self.target, self.record, self.device)
                 values.run(reader, inventory, self.progress)
                 self.report.checks += values.all
                 self.report.histograms = values.histograms
@@ -123,10 +134,10 @@ class _Validation:
         self, output: Side, layer: int, recorded: RecordedInputs, experts: ExpertChecks, gemm: GemmChecks
     ) -> None:
         d, source = output.d, self.source
-        inputs = recorded.layer(layer, d)
+        inputs = recorded.layer(layer, d).to(self.device)
         numbers = LayerNumbers(layer, d.is_mtp(layer), "recorded" if inputs.recorded else "synthetic")
         chosen = chosen_experts(d.experts, self.sample)
-        fold_H = torch.ones(d.hidden) if source is None else norm_fold(source, output, layer)
+        fold_H = torch.ones(d.hidden, device=self.device) if source is None else norm_fold(source, output, layer)
         if source is not None:
             numbers.routing_moved = routing_moved(source, output, layer, inputs, fold_H, self.report.check("folds"))
             experts.run(source, output, numbers, inputs, fold_H, chosen)

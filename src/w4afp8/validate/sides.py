@@ -37,16 +37,26 @@ class Side:
     weights: Weights
 
     @staticmethod
-    def of(reader: CheckpointReader, inventory: Mapping[str, Item] | None = None) -> Side:
-        """Raises: CheckpointError when its tensors are not what its config promises."""
+    def of(
+        reader: CheckpointReader, inventory: Mapping[str, Item] | None = None, device: torch.device | str = "cpu"
+    ) -> Side:
+        """Its weights are read to `device`.  Raises: CheckpointError when they are not what its config promises."""
         family = families.of(reader.config)
         d = family.dimensions(reader.config)
         items = take_inventory(family, d, reader.specs) if inventory is None else inventory
-        return Side(reader, reader.config, family, d, Weights(reader, items))
+        return Side(reader, reader.config, family, d, Weights(reader, items, device))
+
+    @property
+    def device(self) -> torch.device:
+        return self.weights.device
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, as it is on disk, on the device."""
+        return self.reader.read(name).to(self.device)
 
     def group_weight(self, name: str) -> GroupWeight:
         """A quantized matrix with its scales as the engine sees them: rounded to bfloat16."""
-        weight = self.weights.packed(name)
+        weight = self.weights.packed(name, self.device)
         assert isinstance(weight, GroupWeight)
         return GroupWeight(weight.codes_NK, groups.round_to_bf16(weight.scale_NG), weight.group_k)
 
@@ -67,6 +77,10 @@ class Inputs:
     experts: Tensor  # int64 [T, K]
     weights: Tensor  # float32 [T, K], routed_scaling_factor inside
     recorded: bool
+
+    def to(self, device: torch.device) -> Inputs:
+        """The same numbers on another device."""
+        return Inputs(self.x.to(device), self.experts.to(device), self.weights.to(device), self.recorded)
 
     def rows_of(self, expert: int) -> tuple[Tensor, int]:
         """Rows to feed to `expert`, and how many of them, the first ones, are really routed to it."""

@@ -30,8 +30,8 @@ REQUANTIZE = "the layer must be quantized again"
 class ValueChecks:
     """Five checks filled in one pass over the data."""
 
-    def __init__(self, target: CheckpointFormat, record: Mapping[str, Any]) -> None:
-        self.target = target
+    def __init__(self, target: CheckpointFormat, record: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
+        self.target, self.device = target, device
         self.written: Mapping[str, str] = record.get("digests") or {}
         # layer -> {"gate_up", "down"} -> what calibration decided
         self.decided = {int(row["layer"]): row.get("input_scale") or {} for row in record.get("layers") or []}
@@ -86,7 +86,7 @@ class ValueChecks:
         for spec in item.tensors:
             data = parts[spec.name.removeprefix(stem)].reshape(-1).view(torch.uint8)
             self._compare_digest(spec.name, hashlib.sha256(data.numpy().data).hexdigest())
-        weight = item.format.unpack(parts)
+        weight = item.format.unpack({suffix: part.to(self.device) for suffix, part in parts.items()})
         assert isinstance(weight, GroupWeight)
         scale_name = next((spec.name for spec in item.tensors if spec.name != item.expected.name), item.expected.name)
         self._group_scales(scale_name, weight.scale_NG)
@@ -128,7 +128,7 @@ class ValueChecks:
 
     def _codes(self, name: str, codes_NK: Tensor) -> None:
         self.codes.examined += 1
-        counts = torch.bincount((codes_NK.flatten() + 8).view(torch.uint8), minlength=16)
+        counts = torch.bincount((codes_NK.flatten() + 8).view(torch.uint8), minlength=16).cpu()
         for code, count in enumerate(counts.tolist()):
             self.histograms.codes[code] += count
         used = int((counts > 0).sum())

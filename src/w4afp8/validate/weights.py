@@ -15,7 +15,7 @@ from w4afp8.formats._spec import GroupWeight
 from w4afp8.model.feedforward import pieces
 from w4afp8.numerics import groups, int4
 
-PIECE_NUMBERS = 1 << 18  # per piece: 2 MB as float64
+PIECE_NUMBERS = {"cpu": 1 << 18, "cuda": 1 << 26}  # per piece, as float64: 2 MB; 512 MB, so that few kernels run
 UNFOLDED = 0.02  # fitted factors closer to 1 than this (rms) are the noise of rounding
 
 
@@ -87,7 +87,7 @@ def relative_squared(found: Tensor, expected: Tensor) -> float:
 
 
 def _rows(matrix: Tensor) -> list[slice]:
-    return list(pieces(matrix.shape[0], max(1, PIECE_NUMBERS // matrix.shape[1])))
+    return list(pieces(matrix.shape[0], max(1, PIECE_NUMBERS[matrix.device.type] // matrix.shape[1])))
 
 
 def _square(x: Tensor) -> float:
