@@ -54,7 +54,7 @@ def test_a_machine_with_everything(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 34)
-    monkeypatch.setattr(doctor.build, "PACKAGED", tmp_path / "nvcc")
+    monkeypatch.setattr(doctor.build, "library", lambda: tmp_path / "nvcc")
     here = found()
     assert here["GPU"].found == "a Hopper (80 GB), a Hopper (80 GB)"
     assert here["driver"].found == "999.1" and "release 12.9" in here["compiler"].found

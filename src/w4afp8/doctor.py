@@ -133,7 +133,7 @@ def _compiler() -> Finding:
     nvcc = build.find_nvcc()
     if nvcc is None:
         cost = "the kernels cannot be compiled from source; a wheel that carries them needs no compiler"
-        get = "CUDA toolkit 12.4 or later, or `pip install nvidia-cuda-nvcc`"
+        get = "CUDA toolkit 12.4 or later, or `pip install nvidia-cuda-nvcc nvidia-cuda-cccl`"
         return Finding("compiler", Health.LACKS, "no nvcc", cost, get)
     release = first_line([str(nvcc), "--version"], lambda line: "release" in line)
     return Finding("compiler", Health.OK, f"{nvcc}{': ' + release if release else ''}")
@@ -143,7 +143,7 @@ def _kernels() -> Finding:
     if library := build.library():
         return Finding("kernels", Health.OK, str(library))
     cost = "the first use on a GPU compiles for about a minute, or, without nvcc, plain torch serves"
-    return Finding("kernels", Health.LACKS, "not compiled", cost, "python -m w4afp8.kernels.build --cache")
+    return Finding("kernels", Health.LACKS, "not compiled", cost, "`w4afp8 doctor --build`")
 
 
 def _login() -> Finding:

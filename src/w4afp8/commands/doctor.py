@@ -8,7 +8,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from w4afp8.commands._shared import JSON_FLAG, OUT, print_json
+from w4afp8.commands._shared import ERR, JSON_FLAG, OUT, print_json
 from w4afp8.errors import ResourceError
 
 STYLES = {"ok": "green", "lacks": "yellow", "broken": "bold red"}
@@ -16,11 +16,17 @@ STYLES = {"ok": "green", "lacks": "yellow", "broken": "bold red"}
 
 @click.command()
 @click.option("-o", "--output-dir", type=click.Path(path_type=Path), default=Path(), help="Where an output would go.")
+@click.option(
+    "--build", "compiles", is_flag=True, help="First compile the sm_90a kernels into the cache; needs no GPU."
+)
 @JSON_FLAG
-def doctor(output_dir: Path, as_json: bool) -> None:
+def doctor(output_dir: Path, compiles: bool, as_json: bool) -> None:
     """Say what this machine has and lacks, what each missing piece costs, and how to get it.  Asks no network."""
     from w4afp8.doctor import Health, examine
+    from w4afp8.kernels import build
 
+    if compiles:
+        ERR.print(build.ensure(), markup=False, soft_wrap=True)
     found = examine(output_dir)
     if as_json:
         print_json([finding.to_json() for finding in found])

@@ -3,9 +3,10 @@
     python -m w4afp8.kernels.build                 # compile, link, install beside this file
     python -m w4afp8.kernels.build --compile-only  # compile every kernel for sm_90a; needs no GPU and no CUDA torch
 
-A wheel carries the library; a source install compiles on first use of a CUDA tensor when `nvcc` is found (the CUDA
-toolkit's or the one in PyPI's `nvidia-cuda-nvcc`) and keeps it in the user's cache directory under a name made of the
-sources' digest.  Without either the plain torch ops serve.
+A wheel built where nvcc and torch are carries the library (setup.py).  A source install compiles on first use of a
+CUDA tensor, or by `w4afp8 doctor --build`, when `nvcc` is found (the CUDA toolkit's, or that of PyPI's packages
+`nvidia-cuda-nvcc` and `nvidia-cuda-cccl`), and keeps it in the user's cache directory under a name made of the sources'
+digest.  Without either, or when what there is cannot be loaded, the plain torch ops serve and a warning says why.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ ARCH = "-gencode=arch=compute_90a,code=sm_90a"
 CUDA_FLAGS = ("-std=c++20", "-O3", ARCH, "-Xcompiler", "-fPIC")
 BINDING_FLAGS = ("-std=c++20", "-O2", "-Xcompiler", "-fPIC", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000")
 SUFFIXES = (".cu", ".cuh", ".h", ".cpp")
+USUAL_NVCC = Path("/usr/local/cuda/bin/nvcc")
+NO_NVCC = (
+    "nvcc: found none on PATH, in CUDA_HOME or in site-packages, expected CUDA 12.4 or later: a CUDA toolkit, or "
+    "`pip install nvidia-cuda-nvcc nvidia-cuda-cccl`"
+)
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +64,7 @@ def find_nvcc() -> Path | None:
     candidates = [Path(on_path)] if on_path else []
     if home := settings.cuda_home():
         candidates.append(home / "bin" / "nvcc")
-    candidates.append(Path("/usr/local/cuda/bin/nvcc"))
+    candidates.append(USUAL_NVCC)
     if (spec := find_spec("nvidia")) and spec.submodule_search_locations:
         for place in spec.submodule_search_locations:
             candidates += sorted(Path(place).glob("*/bin/nvcc"))
@@ -127,15 +133,52 @@ def link(nvcc: Path, objects: Sequence[Path], target: Path, scratch: Path) -> No
 
 
 def build(target: Path, jobs: int) -> float:
-    """Compile and link; returns the seconds it took."""
+    """Compile and link, and stamp the library with the digest of its sources; returns the seconds it took."""
     nvcc = find_nvcc()
     if nvcc is None:
-        raise KernelError("nvcc: found none on PATH, in CUDA_HOME or in site-packages, expected CUDA 12.4 or later")
+        raise KernelError(NO_NVCC)
     begin = time.monotonic()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         link(nvcc, compile_all(nvcc, Path(scratch), jobs), target, Path(scratch))
+    if target.name == PACKAGED.name:
+        stamp(target).write_text(digest() + "\n")
     return time.monotonic() - begin
+
+
+def ensure() -> str:
+    """Compile into the cache unless the library is there; says what was done.  Raises: KernelError."""
+    if there := library():
+        return f"the kernels are there: {there}"
+    seconds = build(cached(), os.cpu_count() or 1)
+    return f"compiled the sm_90a kernels with {find_nvcc()} into {cached()} in {seconds:.0f} s"
+
+
+def stamp(library: Path) -> Path:
+    """The file beside a packaged library that says which sources it was made of."""
+    return library.with_suffix(".digest")
+
+
+def for_wheel(target: Path) -> str:
+    """Put the library where the wheel's files are gathered, if it can be had; says what was done."""
+    if is_fresh(PACKAGED):
+        shutil.copyfile(PACKAGED, target)
+        shutil.copyfile(stamp(PACKAGED), stamp(target))
+        return f"carries the kernels that were compiled before, {PACKAGED}"
+    missing = [name for name, there in (("nvcc", find_nvcc()), ("torch", find_spec("torch"))) if not there]
+    if missing:
+        return (
+            f"found no {' and no '.join(missing)} to compile the kernels with: they are compiled on first use instead"
+        )
+    try:
+        return f"compiled the sm_90a kernels with {find_nvcc()} in {build(target, os.cpu_count() or 1):.0f} s"
+    except KernelError as error:
+        return f"the kernels do not compile here, and are left to first use: {error}"
+
+
+def is_fresh(library: Path) -> bool:
+    """Whether a packaged library is there and was made of these very sources."""
+    return library.is_file() and stamp(library).is_file() and stamp(library).read_text().strip() == digest()
 
 
 def _run(command: list[str]) -> None:
@@ -145,31 +188,44 @@ def _run(command: list[str]) -> None:
 
 
 def library() -> Path | None:
-    """The compiled kernels, if they are somewhere: those of these very sources first, then what a wheel carried."""
-    return next((path for path in (cached(), PACKAGED) if path.is_file()), None)
+    """The compiled kernels of these very sources, if they are somewhere: in the cache, or as a wheel carried them."""
+    if cached().is_file():
+        return cached()
+    return PACKAGED if is_fresh(PACKAGED) else None
 
 
-@cache
 def load() -> bool:
-    """Make `torch.ops.w4afp8_sm90` available; False when there is neither a library nor a compiler.
+    """Make `torch.ops.w4afp8_sm90` available; False when the plain torch ops must serve (`why_not` says why).
 
     Called on the first CUDA tensor, never before, so a machine without CUDA never comes here.
     """
+    return why_not() is None
+
+
+@cache
+def why_not() -> str | None:
+    """None once the kernels are loaded; else what stands in the way, said once as a warning too."""
     import torch
 
     if torch.cuda.get_device_capability() != (9, 0):
-        log.warning("w4afp8: the device is no SM90; the plain torch ops serve")
-        return False
+        return _plain_torch(f"{torch.cuda.get_device_name()} is no SM90")
     found = library()
-    if found is None:
-        if find_nvcc() is None:
-            log.warning("w4afp8: no compiled kernels and no nvcc; the plain torch ops serve, slowly")
-            return False
-        found = cached()
-        log.warning("w4afp8: compiling the sm_90a kernels once, about a minute")
-        log.warning("w4afp8: compiled %s in %.0f s", found, build(found, os.cpu_count() or 1))
-    torch.ops.load_library(found)  # type: ignore[no-untyped-call]
-    return True
+    try:
+        if found is None:
+            if find_nvcc() is None:
+                return _plain_torch(f"no compiled kernels; {NO_NVCC}")
+            found = cached()
+            log.warning("w4afp8: compiling the sm_90a kernels once, about a minute")
+            log.warning("w4afp8: compiled %s in %.0f s", found, build(found, os.cpu_count() or 1))
+        torch.ops.load_library(found)  # type: ignore[no-untyped-call]
+    except (KernelError, OSError) as error:
+        return _plain_torch(str(error))
+    return None
+
+
+def _plain_torch(reason: str) -> str:
+    log.warning("w4afp8: the plain torch ops serve, slowly: %s", reason)
+    return reason
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -183,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.compile_only:
             nvcc = find_nvcc()
             if nvcc is None:
-                raise KernelError("nvcc: found none on PATH, in CUDA_HOME or in site-packages")
+                raise KernelError(NO_NVCC)
             begin = time.monotonic()
             with tempfile.TemporaryDirectory() as scratch:
                 count = len(compile_all(nvcc, Path(scratch), options.jobs))

@@ -24,10 +24,10 @@ def require_hopper(what: str) -> None:
             f"{what}: found {torch.cuda.get_device_name()} (compute capability {major}.{minor}), expected a Hopper GPU "
             "(9.0): the kernels are written for sm_90a"
         )
-    if not build.load():
+    if reason := build.why_not():
         raise DeviceError(
-            f"{what}: found {torch.cuda.get_device_name()} but no compiled kernels and no nvcc, expected either; "
-            "`w4afp8 doctor --build` compiles them where nvcc is, e.g. after `pip install nvidia-cuda-nvcc`"
+            f"{what}: found {torch.cuda.get_device_name()}, but its kernels are not to be had: {reason}; "
+            "`w4afp8 doctor --build` compiles them where nvcc is"
         )
 
 
