@@ -3,8 +3,9 @@
 
     python benchmarks/bench_validate.py [--experts 256] [--device cuda] [--folder DIR]
 
-A random w4afp8 directory of one dense and one MoE layer (the dense parts and the vocabulary small, the experts R1's)
-is written first, then proven without a source; each phase is timed.  One JSON line in results/validate.jsonl.
+A random FP8 source of one dense and one MoE layer (the dense parts and the vocabulary small, the experts R1's) and its
+plain rounding to int4 are written first; the rounding is then proven, without the source and against it, each phase
+timed.  A JSON line each in results/validate.jsonl.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from torch import Tensor
 from harness import MINIATURE, record
 from w4afp8 import families, formats
 from w4afp8.families._spec import PROJECTIONS, Expected, Role
-from w4afp8.validate import validate
+from w4afp8.numerics import fp8, groups, int4
+from w4afp8.validate import ValidationReport, validate
 
 R1 = {
     "vocab_size": 1024, "hidden_size": 7168, "intermediate_size": 1024, "moe_intermediate_size": 2048,
@@ -36,55 +37,73 @@ SHARD = 64  # experts a file
 TARGET = formats.target("sglang_w4afp8")
 
 
-def tensors_of(item: Expected) -> dict[str, Tensor]:
-    """What one name stands for: random codes and scales of an expert, small numbers of everything else."""
+def pair_of(item: Expected, device: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What one name stands for in the source and in the output: an expert's matrix rounded twice, all else the same."""
+    real = torch.randn(item.shape, device=device) * 0.02
     if item.role is Role.EXPERT:
-        n, k = item.shape
-        scale = (torch.rand(n, k // 128) * 0.01 + 0.005).bfloat16().float()
-        return {item.name: torch.randint(-128, 128, (n, k // 2), dtype=torch.int8), f"{item.name}_scale_inv": scale}
-    real = torch.randn(item.shape) * 0.02
+        codes, blocks = fp8.encode_blocks(real)
+        seen = fp8.decode_blocks(codes, blocks)
+        scale = groups.round_to_bf16(groups.amax(seen) / 7.5)
+        packed = int4.pack_low_first(groups.round_to_codes(seen, scale))
+        return _named(item, codes, blocks), _named(item, packed, scale)
     if not item.matrix:
-        return {item.name: real if item.role is Role.ROUTER else real.add(1).bfloat16()}
-    if item.role in (Role.ATTENTION, Role.DENSE_MLP, Role.SHARED_EXPERT):
-        blocks = [-(-size // 128) for size in item.shape]
-        return {item.name: real.to(torch.float8_e4m3fn), f"{item.name}_scale_inv": torch.full(blocks, 0.9)}
-    return {item.name: real.bfloat16()}
+        same = {item.name: real.cpu() if item.role is Role.ROUTER else real.add(1).bfloat16().cpu()}
+    elif item.role in (Role.ATTENTION, Role.DENSE_MLP, Role.SHARED_EXPERT):
+        same = _named(item, *fp8.encode_blocks(real))
+    else:
+        same = {item.name: real.bfloat16().cpu()}
+    return same, same
 
 
-def shards(expected: dict[str, Expected]) -> Iterator[dict[str, Tensor]]:
-    """The files' contents, made one at a time."""
-    tensors: dict[str, Tensor] = {}
-    for item in expected.values():
-        tensors |= tensors_of(item)
-        if len(tensors) >= SHARD * 6:
-            yield tensors
-            tensors = {}
-    yield tensors
+def _named(item: Expected, codes: Tensor, scale: Tensor) -> dict[str, Tensor]:
+    return {item.name: codes.cpu(), f"{item.name}_scale_inv": scale.cpu()}
 
 
-def write(folder: Path, experts: int) -> None:
-    """The directory, as an engine would find it."""
-    plain = json.loads((MINIATURE / "config.json").read_text())
-    config: dict[str, Any] = plain | R1 | {"n_routed_experts": experts}
-    config["quantization_config"] = TARGET.quantization_config(config)
+class Folder:
+    """A checkpoint directory that is written a few hundred tensors a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.weight_map, self.bytes = path, dict[str, str](), 0
+        self.waiting: dict[str, Tensor] = {}
+        path.mkdir()
+
+    def add(self, tensors: dict[str, Tensor]) -> None:
+        self.waiting |= tensors
+        if len(self.waiting) >= SHARD * 6:
+            self.flush(f"model-{len(set(self.weight_map.values())) + 1:05d}.safetensors")
+
+    def flush(self, name: str) -> None:
+        if self.waiting:
+            save_file(self.waiting, self.path / name, {"format": "pt"})
+            self.weight_map |= dict.fromkeys(self.waiting, name)
+            self.bytes += sum(tensor.nbytes for tensor in self.waiting.values())
+            self.waiting = {}
+
+    def finish(self, config: dict[str, Any], others: dict[str, Any]) -> None:
+        self.flush("model-last.safetensors")
+        index = {"metadata": {"total_size": self.bytes}, "weight_map": self.weight_map}
+        for file, content in {"model.safetensors.index.json": index, "config.json": config, **others}.items():
+            (self.path / file).write_text(json.dumps(content))
+
+
+def write(home: Path, experts: int, device: str) -> tuple[Path, Path]:
+    """The source and the output, as an engine would find them."""
+    plain = json.loads((MINIATURE / "config.json").read_text()) | R1 | {"n_routed_experts": experts}
+    config: dict[str, Any] = plain | {"quantization_config": TARGET.quantization_config(plain)}
     family = families.of(config)
-    weight_map: dict[str, str] = {}
-    total = 0
-    for number, tensors in enumerate(shards(family.expected(family.dimensions(config))), 1):
-        name = f"model-{number:05d}.safetensors"
-        save_file(tensors, folder / name, {"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, name)
-        total += sum(tensor.nbytes for tensor in tensors.values())
+    source, output = Folder(home / "source"), Folder(home / "output")
+    for item in family.expected(family.dimensions(config)).values():
+        before, after = pair_of(item, device)
+        source.add(before)
+        output.add(after)
+    source.finish(plain, {})
+    output.flush("model-last.safetensors")
     stems = [family.expert(1, expert) for expert in range(experts)]
-    names = [TARGET.input_scale.tensor_name(stem, p) for stem in stems for p in PROJECTIONS]
-    save_file({name: torch.tensor([0.02]) for name in names}, folder / TARGET.input_scale.file, {"format": "pt"})
-    weight_map |= dict.fromkeys(names, TARGET.input_scale.file)
-    for file, content in {
-        "model.safetensors.index.json": {"metadata": {"total_size": total + 4 * len(names)}, "weight_map": weight_map},
-        "config.json": config,
-        **TARGET.side_files(config),
-    }.items():
-        (folder / file).write_text(json.dumps(content))
+    scales = {TARGET.input_scale.tensor_name(stem, p): torch.tensor([0.02]) for stem in stems for p in PROJECTIONS}
+    output.waiting = scales
+    output.flush(TARGET.input_scale.file)
+    output.finish(config, TARGET.side_files(config))
+    return source.path, output.path
 
 
 class Phases:
@@ -102,25 +121,30 @@ class Phases:
 
 
 def main() -> None:
-    """Write, prove twice (the first run warms up), say."""
+    """Write, warm up on one expert, prove, say."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--experts", type=int, default=256)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
-        write(Path(scratch), options.experts)
-        validate(Path(scratch), device=options.device, sample=1)
-        phases = Phases()
-        report = validate(Path(scratch), device=options.device, on_progress=phases)
-        seconds = phases.seconds(time.monotonic())
+        source, output = write(Path(scratch), options.experts, options.device)
+        validate(output, source, device=options.device, sample=1)
+        for against in (None, source):
+            phases = Phases()
+            report = validate(output, against, device=options.device, on_progress=phases)
+            note(report, phases.seconds(time.monotonic()), options.experts)
+
+
+def note(report: ValidationReport, seconds: dict[str, float], experts: int) -> None:
+    """One line: what was proven, by what, in how many seconds."""
     (layer,) = report.layers
     record("validate", {
-        "what": "one MoE layer of R1's size, no source", "experts": options.experts, "proven_by": report.proven_by,
-        "passed": not [c.name for c in report.checks if c.problems and c.name in ("grouped GEMM", "fused layer")],
-        "gemm_examined": report.check("grouped GEMM").examined, "gemm_error": layer.gemm, "fused_error": layer.fused,
-        "values_s": seconds["values"], "experts_s": seconds["experts"], "all_s": report.seconds,
-        "problems": [str(p)[:200] for p in report.problems][:5],
+        "what": "one MoE layer of R1's size", "against_source": report.against is not None, "experts": experts,
+        "proven_by": report.proven_by, "passed": report.passed, "gemms": report.check("grouped GEMM").examined,
+        "gemm_error": layer.gemm, "fused_error": layer.fused, "values_s": seconds["values"],
+        "experts_s": seconds["experts"], "all_s": report.seconds,
+        "problems": [str(problem)[:200] for problem in report.problems[:5]],
     })  # fmt: skip
 
 

@@ -122,7 +122,7 @@ def test_the_roof_is_the_machines(stand: stand.Stand, small: Shape) -> None:
 
     run = measured("gemm", small, stand)
     axes = Figure().add_subplot()
-    roofline._roof(axes, run)
+    roofline.roof(axes, run)
     (line,) = axes.get_lines()
     x, y = line.get_data()
     assert y[0] == pytest.approx(x[0] * MACHINE.bytes_us / 1e6) and y[1] == y[2] == pytest.approx(1500)
