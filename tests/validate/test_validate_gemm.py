@@ -72,7 +72,7 @@ def test_the_fused_layer_is_the_float64_layer(quantized: Path) -> None:
     report = validate(quantized)
     check = report.check("fused layer")
     assert check.passed and check.examined == 4
-    assert all(layer.fused is not None and 0 <= layer.fused < LAYER_ERROR / 4 for layer in report.layers)
+    assert all(layer.fused is not None and 0 <= layer.fused < 1e-4 for layer in report.layers)
 
 
 @pytest.mark.parametrize("lie", ["another expert", "a weight too large", "gate and up swapped"])
@@ -113,7 +113,7 @@ def test_the_report_says_what_proved_it(quantized: Path) -> None:
 @pytest.mark.gpu
 def test_the_kernels_prove_what_plain_torch_proves(quantized: Path, miniature: Path) -> None:
     on_gpu, on_cpu = (validate(quantized, miniature, device=device) for device in ("auto", "cpu"))
-    assert on_gpu.passed and on_gpu.proven_by.startswith("sm_90a kernels on NVIDIA H")
+    assert not on_gpu.problems and on_gpu.proven_by.startswith("sm_90a kernels on NVIDIA H")
     assert [(c.name, c.passed, c.examined) for c in on_gpu.checks] == [
         (c.name, c.passed, c.examined) for c in on_cpu.checks
     ]
