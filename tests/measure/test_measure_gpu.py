@@ -39,7 +39,7 @@ def test_every_cell_is_measured() -> None:
         *bench.run("moe", [SMALL], (1, 64), place, machine, None, lambda *step: None),
     ]
     assert len(cells) == 8
-    assert all(1 < cell.us < 500 and cell.spread_us < cell.us for cell in cells)
+    assert all(1 < cell.us < 5000 and cell.floor_us > 0 for cell in cells)
 
 
 @pytest.mark.parametrize("kind", ["gemm", "moe"])
