@@ -82,8 +82,10 @@ def test_the_file_gives_the_run_back(kind: Any, stand: stand.Stand, small: Shape
     record = json.loads(path.read_text().splitlines()[-1])
     assert record["ratio"] == 1.0 and record["device"] == "a Hopper" and record["x_floor"] > 0
     cells.append(path, cells.machine_line(MACHINE, ABOUT))
-    with pytest.raises(RecipeError, match=f"found no run of `w4afp8 bench {kind}`"):
-        cells.read_run(path, kind)
+    assert len(cells.read_run(path, kind).cells) == len(run.cells), "a run that was stopped at once hides no other"
+    other: cells.Kind = "moe" if kind == "gemm" else "gemm"
+    with pytest.raises(RecipeError, match=f"found no run of `w4afp8 bench {other}`"):
+        cells.read_run(path, other)
     cells.append(path, "not json")
     with pytest.raises(RecipeError, match=f"line {len(run.cells) + 3} is no record"):
         cells.read_run(path, kind)

@@ -133,3 +133,13 @@ def test_recorded_peers_stand_beside_ours(capsys: pytest.CaptureFixture[str]) ->
     script = runpy.run_path(str(REPOSITORY / "benchmarks" / "bench_kernel_layer.py"))
     script["beside_recorded"](Run(ABOUT, MACHINE, (cell,)))
     assert "R1 M=64: humming 1406 us, ratio 2.00" in capsys.readouterr().out
+
+
+def test_a_recorded_run_is_shown_without_a_gpu(run: Run, tmp_path: Path) -> None:
+    """What `--out` wrote on an H200 stays readable."""
+    recorded = REPOSITORY / "benchmarks" / "results" / "bench-tp8-h200.jsonl"
+    code, text, err = run("bench", "gemm", "--from", recorded)
+    assert code == 0 and "geometric mean 1.06, faster in 2 of 6 cells" in text, err
+    code, text, err = run("bench", "moe", "--from", recorded, "--plot", tmp_path / "roof.png")
+    assert code == 0, err
+    assert "NVIDIA H200, driver 580.159.04" in text and "humming us" in text and "faster in 2 of 3 cells" in text

@@ -60,6 +60,24 @@ def test_a_failure_is_exit_7_and_kept(run: Run, out: Path, quantized_toy: tuple[
     assert gate.state(out).state is State.FAILED
 
 
+def test_the_verdict_says_what_multiplied(run: Run, out: Path, quantized_toy: tuple[Path, Path]) -> None:
+    code, text, err = run(out, "--against", quantized_toy[0], "--device", "auto")
+    assert code == 0, err
+    said = json.loads((out / "w4afp8/validation.json").read_text())["proven_by"]
+    assert said.startswith("plain torch") and f"(by {said})" in " ".join(text.split())
+    assert said in (out / "w4afp8/report.html").read_text()
+
+
+def test_a_gpu_that_is_not_there_is_exit_4_and_nothing_is_written(
+    run: Run, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    before = sorted(out.rglob("*"))
+    code, _, err = run(out, "--device", "cuda")
+    assert code == 4 and "validate --device cuda: found no CUDA device" in err
+    assert sorted(out.rglob("*")) == before
+
+
 def test_two_samples_are_refused(run: Run, out: Path) -> None:
     code, _, err = run(out, "--quick", "--sample", 3)
     assert code == 2 and "give one" in err

@@ -112,7 +112,7 @@ def append(path: Path, line: str) -> None:
 
 
 def read_run(path: Path, kind: Kind) -> Run:
-    """The last run of a file that `--out` wrote, its cells of one kind.
+    """The last run of a file that `--out` wrote that has cells of one kind, and these.
 
     Raises: RecipeError when there is no such file, or no such run in it.
     """
@@ -123,20 +123,21 @@ def read_run(path: Path, kind: Kind) -> Run:
 
 def parse_run(lines: Iterable[str], kind: Kind, who: str) -> Run:
     """See `read_run`."""
-    head: dict[str, Any] | None = None
-    cells: list[Cell] = []
+    runs: list[tuple[dict[str, Any], list[Cell]]] = []
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
             if record["record"] == "machine":
-                head, cells = record, []
+                runs.append((record, []))
             elif record["record"] == kind:
-                cells.append(Cell.from_json(record))
-        except (ValueError, KeyError, TypeError) as error:
+                runs[-1][1].append(Cell.from_json(record))
+        except (ValueError, KeyError, TypeError, IndexError) as error:
             raise RecipeError(
                 f"{who}: line {number} is no record of `w4afp8 bench --out` ({error!r}); measure it again"
             ) from None
-    if head is None or not cells:
+    whole = [(head, cells) for head, cells in runs if cells]
+    if not whole:
         raise RecipeError(f"{who}: found no run of `w4afp8 bench {kind}`, expected its machine line and cells")
+    head, cells = whole[-1]
     about = {key: str(value) for key, value in head.items() if isinstance(value, str) and key != "record"}
     return Run(about, Machine.from_json(head), tuple(cells))

@@ -59,10 +59,11 @@ def verdict(facts: Facts) -> Verdict:
         return Verdict("Do not use", "bad", f"{plural(count, 'problem')} in {names}, named below.")
     skipped = [check["name"] for check in report.get("checks", []) if check.get("skipped")]
     tested = sum(check.get("examined", 0) for check in report.get("checks", []))
+    by = f" (by {report['proven_by']})" if report.get("proven_by") else ""
     if report.get("proven"):
         sentence = (
             f"{tested:,} checks beside {report.get('against')} hold, among them every expert's output and every "
-            "grouped GEMM."
+            f"grouped GEMM{by}."
         )
         return Verdict("Proven", "good", sentence)
     missing = (
