@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fake_stand import ABOUT, MACHINE
 from rich.console import Console
 
@@ -19,6 +20,7 @@ from w4afp8.measure.cells import Cell, PeerTime, Run
 from w4afp8.measure.floor import gemm_work
 from w4afp8.measure.peers import Peer
 from w4afp8.measure.shapes import NAMED, Shape
+from w4afp8.measure.timing import Timing
 from w4afp8.terminal.bench_view import show_run
 
 TOKENS = (1, 16)
@@ -141,9 +143,22 @@ def test_a_peer_that_is_not_there_says_how_to_get_it(monkeypatch: pytest.MonkeyP
         peers.get("humming")
 
 
-def test_without_a_hopper_the_refusal_names_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
+def test_the_peers_row_ids_are_padded_expert_by_expert() -> None:
+    from w4afp8.measure.peers.humming import _aligned
 
+    ids, experts, total = _aligned(torch.tensor([0, 3, 3, 8], dtype=torch.int32), 3, 4)
+    assert ids.tolist() == [0, 1, 2, 8, 3, 4, 5, 6, 7, 8, 8, 8], "8, the number of rows, pads"
+    assert experts.tolist() == [0, 2, 2] and total.tolist() == [12]
+
+
+def test_the_faster_mode_of_a_peer_counts() -> None:
+    from w4afp8.measure.peers.humming import _fastest
+
+    found = _fastest({"indexed": (Timing(9.0, 0.1), "a"), "grouped": (Timing(8.0, 0.2), "b")})
+    assert found == PeerTime("humming", 8.0, 0.2, "grouped b") and _fastest({}) is None
+
+
+def test_without_a_hopper_the_refusal_names_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(DeviceError, match=r"bench gemm: found no CUDA device .* expected a Hopper GPU"):
         stand.hopper("bench gemm")

@@ -36,6 +36,15 @@ def test_the_fastest_row_wins_and_every_row_was_tried(stand: Stand, clock: Clock
     assert found[1].refused["t48/0"] == "K=128 is no multiple of 256"
 
 
+def test_progress_is_a_bar_a_gemm_and_a_step_a_schedule(stand: Stand, small: Shape) -> None:
+    steps: list[tuple[str, int, int]] = []
+    list(tune.search("gemm", [small], (1, 16), stand, lambda *step: steps.append(step)))
+    assert {name for name, _, _ in steps} == {gemm.name for gemm in small.gemms}
+    for gemm in small.gemms:
+        done = [(done, total) for name, done, total in steps if name == gemm.name]
+        assert done == [(n, 2 * len(schedules.ROWS)) for n in range(1, 2 * len(schedules.ROWS) + 1)]
+
+
 def test_a_wrong_row_is_reported_and_never_timed(stand: Stand, clock: Clock, small: Shape) -> None:
     def spoil(row: schedules.Schedule, out: torch.Tensor) -> None:
         if row.kernel == "t8":
@@ -104,6 +113,7 @@ def test_a_second_search_keeps_the_other_rows(stand: Stand, clock: Clock, tmp_pa
     clock.price = lambda kernel: {"t96": 1.0}.get(kernel, 30.0)
     assert table.write(path, search("gemm", one, stand, (16,)), ABOUT, "x") == 2
     assert [row[:2] for row in tuned.parse(path)[1]["1 256 512"]][1] == (16, "t96")
+    assert table.write(path, search("gemm", one, stand, (64,)), ABOUT, "x", keep=False) == 1
     with pytest.raises(RecipeError, match="is the table of a Hopper, this is another"):
         table.refuse_foreign(path, "another")
     table.refuse_foreign(path, "a Hopper")

@@ -19,6 +19,7 @@ from w4afp8.commands._shared import ERR, JSON_FLAG, OUT, print_json
 @TOKENS
 @click.option("-o", "--output", type=click.Path(path_type=Path),
               help="The table; default: where the kernels look, ~/.config/w4afp8/tuned/DEVICE.json.")  # fmt: skip
+@click.option("--fresh", is_flag=True, help="Forget the rows that the table holds.")
 @JSON_FLAG
 def tune(
     kind: str,
@@ -28,6 +29,7 @@ def tune(
     ep: int,
     tokens: str | None,
     output: Path | None,
+    fresh: bool,
     as_json: bool,
 ) -> None:
     """Try every schedule on the Hopper GPU at hand, each verified before it is timed, and keep the fastest in a table.
@@ -50,7 +52,7 @@ def tune(
     with Steps(ERR, quiet=as_json) as steps:
         for one in tuning.search("moe" if kind == "moe" else "gemm", problems, counts, place, steps):
             found.append(one)
-            total = table.write(path, [one], place.about, made_by)
+            total = table.write(path, [one], place.about, made_by, keep=len(found) > 1 or not fresh)
     if as_json:
         print_json({**place.about, "table": str(path), "found": [table.found_json(one) for one in found]})
     else:

@@ -25,13 +25,13 @@ def refuse_foreign(path: Path, device: str) -> None:
         raise RecipeError(f"{path}: is the table of {measured_on}, this is {device}; give another -o")
 
 
-def write(path: Path, found: Iterable[Found], about: Mapping[str, str], made_by: str) -> int:
+def write(path: Path, found: Iterable[Found], about: Mapping[str, str], made_by: str, keep: bool = True) -> int:
     """Write the problems found over those of the table that may stand there; returns how many the table holds.
 
-    A problem found replaces the row of the same weight and number of rows; every other row stays.
+    A problem found replaces the row of the same weight and number of rows; every other row stays, unless not `keep`.
     """
     rows: dict[str, dict[int, tuple[str, int]]] = {}
-    if path.exists():
+    if keep and path.exists():
         for shape, measured in tuned.parse(path)[1].items():
             rows[shape] = {r: (kernel, split) for r, kernel, split in measured}
     for f in found:

@@ -69,7 +69,6 @@ def _gemm(gemm: Gemm, tokens: Sequence[int], stand: Stand, on_progress: Progress
             continue
         calls = data.gemm_calls(weights, drawn, gemm.cols)
         yield _best(gemm, m, calls[0], _alone(stand, calls), stand, _step(on_progress, gemm, done, tokens))
-    on_progress(gemm.name, len(tokens), len(tokens))
 
 
 def _layer(layer: Layer, tokens: Sequence[int], stand: Stand, on_progress: Progress) -> Iterator[Found]:
@@ -87,7 +86,6 @@ def _layer(layer: Layer, tokens: Sequence[int], stand: Stand, on_progress: Progr
             found = _best(gemm, m, call, timed, stand, _step(on_progress, gemm, done, tokens))
             won.append((gemm, found.best))
             yield found
-    on_progress(layer.name, len(tokens), len(tokens))
 
 
 def _alone(stand: Stand, calls: Sequence[GemmCall]) -> Timed:
@@ -110,8 +108,10 @@ def _pinned(choices: Sequence[Pin], call: Call) -> None:
     schedules.forget()
 
 
-def _step(on_progress: Progress, gemm: Gemm, done: int, tokens: Sequence[int]) -> Callable[[str], None]:
-    return lambda row: on_progress(f"{gemm.name} M={tokens[done]} {row}", done, len(tokens))
+def _step(on_progress: Progress, gemm: Gemm, done: int, tokens: Sequence[int]) -> Callable[[int], None]:
+    """One bar a GEMM, one step a schedule."""
+    each = len(schedules.ROWS)
+    return lambda row: on_progress(gemm.name, done * each + row, len(tokens) * each)
 
 
 def _best(
@@ -120,7 +120,7 @@ def _best(
     call: GemmCall,
     timed: Timed,
     stand: Stand,
-    on_row: Callable[[str], None],
+    on_row: Callable[[int], None],
 ) -> Found:
     """Verify on one call, look at every row that is right, time those near the fastest."""
     rows = expected_rows(gemm, tokens)
@@ -129,10 +129,10 @@ def _best(
     exact = truth.sample(call)
     looks: dict[Schedule, float] = {}
     wrong: dict[str, str] = {}
-    for row in schedules.ROWS:
+    for number, row in enumerate(schedules.ROWS, 1):
+        on_row(number)
         if spelled(row) in refused:
             continue
-        on_row(spelled(row))
         error = exact.error(stand.gemm(call, row, truth.poisoned(call)))
         if not error <= truth.WORST_ERROR:
             wrong[spelled(row)] = f"an error of {error:.2g}" if error < float("inf") else "values that are not finite"

@@ -38,7 +38,7 @@ def cells_table(cells: Sequence[Cell]) -> Table:
     peers = [cell.peer.name for cell in cells if cell.peer]
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("cell", no_wrap=True)
-    heads = ["M", "rows/hit", "time us", "spread", "GB/s", "TFLOP/s", "floor us", "x floor", "of floor"]
+    heads = ["M", "rows/hit", "time us", "spread", "GB/s", "TFLOP/s", "floor us", "x floor", "of floor", "x read"]
     for head in [*heads, *([f"{peers[0]} us", "ratio"] if peers else [])]:
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("schedule", no_wrap=True)
@@ -46,7 +46,7 @@ def cells_table(cells: Sequence[Cell]) -> Table:
         row = [
             cell.shape, str(cell.tokens), f"{cell.rows / cell.hit:.1f}" if cell.hit else "0", f"{cell.us:.1f}",
             f"{cell.spread_us:.1f}", f"{cell.gb_s:.0f}", f"{cell.tflop_s:.1f}", f"{cell.floor_us:.1f} {cell.bound[0]}",
-            f"{cell.x_floor:.2f}", f"{1 / cell.x_floor:.0%}",
+            f"{cell.x_floor:.2f}", f"{1 / cell.x_floor:.0%}", f"{cell.us / cell.read_us:.2f}",
         ]  # fmt: skip
         if peers:
             row += [f"{cell.peer.us:.1f}", f"{cell.ratio:.2f}"] if cell.peer else ["-", "-"]

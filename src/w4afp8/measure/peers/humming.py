@@ -94,16 +94,17 @@ def _arguments(
 
 def _aligned(offsets: Tensor, experts: int, block: int) -> tuple[Tensor, Tensor, Tensor]:
     """Row ids sorted by expert, every expert padded to a multiple of `block`, as the indexed mode wants them."""
+    device = offsets.device
     counts = offsets.diff().long()
     blocks = (counts + block - 1) // block
     first = torch.cumsum(blocks * block, 0) - blocks * block
     total, t = int((blocks * block).sum()), int(counts.sum())
-    ids = torch.full((max(total, block),), t, dtype=torch.int32, device=DEVICE)
-    expert = torch.repeat_interleave(torch.arange(experts, device=DEVICE), counts)
-    position = torch.arange(t, device=DEVICE) - offsets[:-1].long()[expert]
-    ids[first[expert] + position] = torch.arange(t, device=DEVICE, dtype=torch.int32)
-    experts_of = torch.repeat_interleave(torch.arange(experts, device=DEVICE), blocks).int()
-    return ids, experts_of, torch.tensor([total], dtype=torch.int32, device=DEVICE)
+    ids = torch.full((max(total, block),), t, dtype=torch.int32, device=device)
+    expert = torch.repeat_interleave(torch.arange(experts, device=device), counts)
+    position = torch.arange(t, device=device) - offsets[:-1].long()[expert]
+    ids[first[expert] + position] = torch.arange(t, device=device, dtype=torch.int32)
+    experts_of = torch.repeat_interleave(torch.arange(experts, device=device), blocks).int()
+    return ids, experts_of, torch.tensor([total], dtype=torch.int32, device=device)
 
 
 def _fastest(found: dict[str, tuple[Timing, str]]) -> PeerTime | None:
