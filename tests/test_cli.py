@@ -74,7 +74,7 @@ def test_every_option_is_there_on_purpose(golden: Path) -> None:
 
 
 def test_every_command_helps(w4afp8: Callable[..., Outcome]) -> None:
-    commands = ((name,) for name in ("quantize", "convert", "inspect", "validate", "eval", "recipes"))
+    commands = ((name,) for name in ("quantize", "convert", "inspect", "validate", "eval", "recipes", "bench", "tune"))
     for words in ((), *commands, ("recipes", "show")):
         code, out, _ = w4afp8(*words, "--help")
         assert code == 0 and "Usage: w4afp8" in out

@@ -12,8 +12,10 @@ import pytest
 from fake_stand import ABOUT, MACHINE, Clock
 
 from w4afp8.cli import cli, code_of
-from w4afp8.kernels import settings
+from w4afp8.kernels import settings, tuned
+from w4afp8.measure import shapes
 from w4afp8.measure import stand as stands
+from w4afp8.measure.shapes import Gemm, Shape
 from w4afp8.measure.stand import Stand
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -76,6 +78,20 @@ def test_tune_writes_where_the_kernels_look(run: Run, on_stand: Stand, clock: Cl
     assert len(json.loads(path.read_text())["schedules"]) == len(table["schedules"])
 
 
+def test_a_table_that_the_environment_names_is_made_and_begun_afresh(
+    run: Run, on_stand: Stand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("W4AFP8_TUNED", str(tmp_path / "mine.json"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: ABOUT["device"])
+    one = ("tune", "gemm", "--shape", "DENSE", "--tp", "8", "--tokens")
+    monkeypatch.setattr(shapes, "NAMED", {"DENSE": Shape("DENSE", None, (Gemm("d.q", 1024, 256),))})
+    assert run(*one, "1")[0] == run(*one, "16")[0] == 0
+    assert len(json.loads((tmp_path / "mine.json").read_text())["schedules"]["1 128 256"]) == 2
+    assert "1 problems measured, 1 in all" in run(*one, "64", "--fresh")[1]
+    assert tuned.lookup(1, 128, 256, 64) is not None and tuned.lookup(1, 128, 256, 1) is None
+
+
 def test_a_wrong_row_is_said(run: Run, on_stand: Stand, clock: Clock, model: tuple[object, ...]) -> None:
     clock.spoils = lambda row, out: out.mul_(2) if row.kernel == "t8" else None
     code, text, _ = run("tune", "gemm", *model)
@@ -94,6 +110,8 @@ def test_a_wrong_row_is_said(run: Run, on_stand: Stand, clock: Clock, model: tup
         (("bench", "gemm", "--shape", "R1", "--plot", "x.jpg"), 4, "expected a file name that ends in .png"),
         (("bench", "gemm", "--from", "none.jsonl", "--shape", "R1"), 2, "--from shows what was measured"),
         (("bench", "gemm", "--from", "none.jsonl"), 2, "no such file"),
+        (("bench", "gemm", "--shape", "R1", "--plot", "no/x.png"), 4, "there is no folder no"),
+        (("bench", "gemm", "--shape", "R1", "--out", "no/x.jsonl"), 2, "there is no folder no"),
         (("bench", "layer"), 2, "'layer' is not one of"),
     ],
 )

@@ -50,6 +50,8 @@ def bench(
     which: cells.Kind = "moe" if kind == "moe" else "gemm"
     if plot:
         roofline.check(plot)
+    if out and not out.absolute().parent.is_dir():
+        raise RecipeError(f"--out {out}: there is no folder {out.parent}")
     if recorded:
         if model or shape or peer or out or tokens:
             raise RecipeError("--from shows what was measured; it takes no --model, --shape, --tokens, --peer or --out")

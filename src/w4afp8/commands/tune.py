@@ -48,17 +48,17 @@ def tune(
     path = output or settings.tuned_table(place.about["device"])
     table.refuse_foreign(path, place.about["device"])
     made_by = f"w4afp8 tune {kind}"
+    total = table.write(path, [], place.about, made_by, keep=not fresh)  # also proves that it can be written
     found: list[tuning.Found] = []
     with Steps(ERR, quiet=as_json) as steps:
         for one in tuning.search("moe" if kind == "moe" else "gemm", problems, counts, place, steps):
             found.append(one)
-            total = table.write(path, [one], place.about, made_by, keep=len(found) > 1 or not fresh)
+            total = table.write(path, [one], place.about, made_by)
     if as_json:
         print_json({**place.about, "table": str(path), "found": [table.found_json(one) for one in found]})
     else:
         show_found(OUT, found)
-        if found:
-            OUT.print(f"wrote {path}: {len(found)} problems measured, {total} in all", markup=False, soft_wrap=True)
+        OUT.print(f"wrote {path}: {len(found)} problems measured, {total} in all", markup=False, soft_wrap=True)
 
 
 COMMAND = tune

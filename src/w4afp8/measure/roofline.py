@@ -19,13 +19,15 @@ FORMATS = (".png", ".svg", ".pdf")
 
 
 def check(path: Path) -> None:
-    """Before anything is measured.  Raises: ResourceError without matplotlib or for a file of another kind."""
+    """Before anything is measured.  Raises: ResourceError without matplotlib, or for a file that cannot be one."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
         raise ResourceError('--plot: matplotlib is not installed; pip install "w4afp8[plot]"') from None
     if path.suffix not in FORMATS:
         raise ResourceError(f"--plot {path}: expected a file name that ends in {', '.join(FORMATS)}")
+    if not path.absolute().parent.is_dir():
+        raise ResourceError(f"--plot {path}: there is no folder {path.parent}")
 
 
 def draw(run: Run, path: Path) -> None:
