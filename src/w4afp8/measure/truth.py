@@ -34,7 +34,7 @@ class Truth:
 
 
 def sample(call: GemmCall) -> Truth:
-    """The first, the last, the busiest and a few other experts of a call; the first and last of their rows."""
+    """The busiest expert of a call and some spread evenly, the first and last among them; their first and last rows."""
     bounds = [0, len(call.x)] if call.expert_offsets is None else call.expert_offsets.tolist()
     reached = [e for e in range(len(bounds) - 1) if bounds[e + 1] > bounds[e]]
     busiest = max(reached, key=lambda e: bounds[e + 1] - bounds[e])
