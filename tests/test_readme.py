@@ -46,7 +46,7 @@ def test_the_example_runs_word_for_word(hub: FakeHub, shell: dict[str, str], tmp
     assert example is not None
     done = subprocess.run(
         ["bash", "-e", "-c", example[1]], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
-        env=shell | {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"},
+        env=shell | {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "every file compared" in done.stdout and TOKEN not in done.stdout + done.stderr

@@ -230,6 +230,18 @@ def test_a_refusal_says_what_to_do(
     assert not {INDEX, CONFIG} & tree.keys()
 
 
+@pytest.mark.parametrize("kind", ["preupload", "batch", "commit"])
+def test_a_login_that_ends_on_the_way_is_said_and_a_new_one_goes_on(hub: FakeHub, proven: Path, kind: str) -> None:
+    hub.trouble = lambda of, count: 401 if of == kind and count >= 2 else None
+    with pytest.raises(HubError, match=r"the Hub answered 401 .*missing or expired: run `hf auth login`"):
+        send(proven)
+    assert not {INDEX, CONFIG} & hub.repos[REPO].trees["main"].keys()
+    hub.trouble = lambda of, count: None
+    send(proven)
+    assert_whole(hub, proven)
+    assert set(hub.finished.values()) == {1}
+
+
 def test_a_repository_of_others_is_refused(hub: FakeHub, proven: Path) -> None:
     with pytest.raises(HubError, match="creating others/toy: the Hub answered 403"):
         send(proven, repo="others/toy")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ def _deliver(
     there = _listing(remote)
     if not order.create_pr:
         _refuse_another_checkpoint(remote, there, pushed.phases)
-    elif any(_missing(phase, there) for phase in pushed.phases):
+    elif any(_missing(phase.files, there) for phase in pushed.phases):
         remote.begin_pull_request(f"Add {folder.resolve().name}", f"Sent by w4afp8 {__version__}; see README.md.")
     for done, phase in enumerate(pushed.phases):
         on_progress("phases", done, len(pushed.phases))
@@ -145,15 +145,15 @@ def _listing(remote: Remote) -> dict[str, RemoteFile]:
         raise explain(error, f"listing {remote.repo} at {remote.revision}") from error
 
 
-def _missing(phase: Phase, there: Mapping[str, RemoteFile]) -> list[File]:
+def _missing(files: Iterable[File], there: Mapping[str, RemoteFile]) -> list[File]:
     """The files that are not there with the same content."""
-    return [file for file in phase.files if file.name not in there or not there[file.name].is_same(file)]
+    return [file for file in files if file.name not in there or not there[file.name].is_same(file)]
 
 
 def _refuse_another_checkpoint(remote: Remote, there: Mapping[str, RemoteFile], phases: tuple[Phase, ...]) -> None:
     """New weights under an index that is visible already would be a broken download until the push ends."""
     published = [name for name in LAST if name in there]
-    missing = [file.name for phase in phases for file in _missing(phase, there) if is_weight(file.name)]
+    missing = [file.name for phase in phases for file in _missing(phase.files, there) if is_weight(file.name)]
     if published and missing and not remote.revision.startswith(PULL_REQUEST):
         raise HubError(
             f"{remote.repo} at {remote.revision} holds another checkpoint: it has {' and '.join(published)}, and "
@@ -164,24 +164,25 @@ def _refuse_another_checkpoint(remote: Remote, there: Mapping[str, RemoteFile], 
 
 def _send_phase(remote: Remote, folder: Path, phase: Phase, pause: Callable[[float], None]) -> list[str]:
     """Send what is not there, by name; after a broken line or a busy server look again and go on."""
-    sent: list[str] = []
-    for attempt in range(1, ATTEMPTS + 1):
+    absent: list[str] | None = None  # when the phase began
+    failures = 0  # since the last commit
+    while True:
+        batch: tuple[File, ...] = ()
         try:
             head = remote.head()  # before the list: a commit by somebody else after it is a conflict
-            waiting = _missing(phase, remote.files())
-            if waiting:
-                sent = [file.name for file in waiting]
-                remote.send(folder, waiting, phase.title, head)
-            return sent
+            waiting = _missing(phase.files, remote.files())
+            absent = [file.name for file in waiting] if absent is None else absent
+            for batch in shipment.batches(waiting):
+                head, failures = remote.send(folder, batch, phase.title, head), 0
+            return absent
         except Exception as error:
             # A commit whose answer was lost is repeated by the client, and meets itself as a conflict.
-            ours = bool(sent) and status_of(error) in CONFLICTS and not _missing(phase, _listing(remote))
-            if ours:
-                return sent
-            if attempt == ATTEMPTS or not is_transient(error):
+            if batch and status_of(error) in CONFLICTS and not _missing(batch, _listing(remote)):
+                continue
+            failures += 1
+            if failures == ATTEMPTS or not is_transient(error):
                 raise explain(error, f"sending {phase.title} to {remote.repo}") from error
-            pause(min(LONGEST_WAIT_S, 2.0**attempt))
-    raise AssertionError("the last attempt returns or raises")
+            pause(min(LONGEST_WAIT_S, 2.0**failures))
 
 
 def _read_back(remote: Remote, pushed: Pushed) -> None:

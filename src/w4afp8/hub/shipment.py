@@ -6,7 +6,7 @@ A repository that has a config but not all weights is what breaks people; until 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,9 @@ from w4afp8.validate.seal import ABOUT, FileSeal, digest, sealed_files
 
 LARGEST_FILE_BYTES = 200 * 10**9  # the Hub's limit for one file
 LAST = (INDEX, CONFIG)
+# Weights that one commit holds at most, so that a push that breaks off has its finished part committed: whatever the
+# storage's protocol keeps of an unfinished upload, what is committed is not sent again.
+COMMIT_BYTES = 50 * 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Files that are committed together, before the next phase begins."""
+    """Files that are committed before the next phase begins."""
 
     title: str
     files: tuple[File, ...]
@@ -63,6 +66,18 @@ def pack(folder: Path, known: Mapping[str, FileSeal]) -> tuple[Phase, ...]:
         Phase("card and side files", tuple(rest)), Phase("weights", tuple(weights)),
         Phase("index and config", tuple(last)),
     )  # fmt: skip
+
+
+def batches(files: Iterable[File]) -> Iterator[tuple[File, ...]]:
+    """The files in order, as many at a time as one commit takes, and one at least."""
+    batch: list[File] = []
+    for file in files:
+        if batch and sum(other.bytes for other in batch) + file.bytes > COMMIT_BYTES:
+            yield tuple(batch)
+            batch = []
+        batch.append(file)
+    if batch:
+        yield tuple(batch)
 
 
 def side_files(folder: Path) -> dict[str, Path]:
