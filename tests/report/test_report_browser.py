@@ -80,10 +80,13 @@ def test_the_page_shows_its_figures_and_nothing_else_happens(
 def test_these_checks_can_fail(chromium: browser.Browser, tmp_path: Path) -> None:
     """A page that does everything wrong is seen to."""
     bad = tmp_path / "bad.html"
-    bad.write_text("<div style='width:900px;font-size:5px'><p>x</p></div><svg></svg><script src='none.js'></script>"
-                   "<script>console.error('no')</script>")  # fmt: skip
+    bad.write_text(
+        "<!doctype html><meta name='viewport' content='width=device-width, minimum-scale=1'>"
+        "<div style='width:900px;font-size:5px'><p>x</p></div><svg></svg><script src='none.js'></script>"
+        "<script>console.error('no')</script>"
+    )
     chromium.open(bad, 390, False)
     shown = chromium.ask(SHOWN)
-    assert shown["empty"] == [None] and shown["wide"] and shown["small"] and shown["scripts"] == 2
+    assert shown["empty"] == [None] and shown["width"] > 390 and shown["wide"] and shown["small"] and shown["scripts"] == 2
     assert len(chromium.methods("Network.requestWillBeSent")) == 2
     assert chromium.methods("Runtime.consoleAPICalled") and chromium.methods("Network.loadingFailed")
