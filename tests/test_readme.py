@@ -64,6 +64,15 @@ def test_completion_is_what_the_readme_says(shell: dict[str, str]) -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.split() == ["plain,push"]
+    done = subprocess.run(
+        ["w4afp8"], capture_output=True, text=True, check=True,
+        env=shell | {"_W4AFP8_COMPLETE": "bash_complete", "COMP_WORDS": "w4afp8 push --pr", "COMP_CWORD": "2"},
+    )  # fmt: skip
+    assert done.stdout.split() == ["plain,--private"]
+    for name in ("bash", "zsh", "fish"):
+        script = subprocess.run(["w4afp8"], env=shell | {"_W4AFP8_COMPLETE": f"{name}_source"}, capture_output=True,
+                                text=True, check=False)  # fmt: skip
+        assert script.returncode == 0 and "_W4AFP8_COMPLETE" in script.stdout, script.stderr
 
 
 @pytest.mark.parametrize("no_color", ["1", None])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from w4afp8.checkpoint.reader import CONFIG, INDEX
 from w4afp8.errors import CheckpointError, HubError, RecipeError, ValidationError
 from w4afp8.hub.push import Order, Pushed, push
 from w4afp8.hub.shipment import is_weight
-from w4afp8.validate import gate, validate
+from w4afp8.validate import gate, seal, validate
+from w4afp8.validate.seal import digest
 
 REPO = "org/toy"
 
@@ -51,6 +53,19 @@ def test_a_push_arrives_and_what_is_downloaded_validates(
     requests = dict(hub.seen)
     assert send(proven).sent == []
     assert hub.seen["commit"] == requests["commit"], "a push of what is there commits nothing"
+
+
+def test_a_push_reads_every_file_once_for_its_digest(
+    hub: FakeHub, proven: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where every file is dated anew, as in a copy or a download."""
+    read: list[str] = []
+    for path in proven.rglob("*"):
+        os.utime(path)
+    monkeypatch.setattr(seal, "digest", lambda path: (read.append(path.name), digest(path))[1])
+    send(proven)
+    sealed = [name.rpartition("/")[2] for name in seal.sealed_files(proven)]
+    assert sorted(name for name in read if name in sealed) == sorted(sealed)
 
 
 def test_a_changed_card_is_sent_alone(hub: FakeHub, proven: Path) -> None:
@@ -282,7 +297,7 @@ def test_a_file_over_the_limit_is_refused_before_the_network(
     monkeypatch.setattr("w4afp8.hub.shipment.LARGEST_FILE_BYTES", 300_000)
     with pytest.raises(HubError, match=r"safetensors has \d+ bytes, one file may have 300000; .*shard_gb"):
         send(proven)
-    assert not hub.seen
+    assert not hub.seen and not (proven / "README.md").exists()
 
 
 @pytest.mark.parametrize("repo", ["toy", "a/b/c", "org/", "org/na me", "-x/y"])
@@ -291,7 +306,7 @@ def test_a_name_that_is_none_is_refused(proven: Path, repo: str) -> None:
         send(proven, repo=repo)
 
 
-def test_what_cannot_be_meant_is_refused(proven: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_meant_is_refused(hub: FakeHub, proven: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="--create-pr opens"):
         send(proven, create_pr=True, revision="v2")
     with pytest.raises(CheckpointError, match="no such directory"):
@@ -299,6 +314,7 @@ def test_what_cannot_be_meant_is_refused(proven: Path, tmp_path: Path) -> None:
     (proven / CONFIG).unlink()
     with pytest.raises(CheckpointError, match="found no config"):
         send(proven, force="trial")
+    assert not (proven / "README.md").exists() and not hub.seen, "refused after it wrote"
 
 
 def test_the_command_speaks_json_and_never_the_token(

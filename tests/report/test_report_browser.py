@@ -87,6 +87,8 @@ def test_these_checks_can_fail(chromium: browser.Browser, tmp_path: Path) -> Non
     )
     chromium.open(bad, 390, False)
     shown = chromium.ask(SHOWN)
-    assert shown["empty"] == [None] and shown["width"] > 390 and shown["wide"] and shown["small"] and shown["scripts"] == 2
+    assert (
+        shown["empty"] == [None] and shown["width"] > 390 and shown["wide"] and shown["small"] and shown["scripts"] == 2
+    )
     assert len(chromium.methods("Network.requestWillBeSent")) == 2
     assert chromium.methods("Runtime.consoleAPICalled") and chromium.methods("Network.loadingFailed")

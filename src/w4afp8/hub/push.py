@@ -17,7 +17,7 @@ from w4afp8._version import __version__
 from w4afp8.errors import CheckpointError, HubError, RecipeError, ValidationError, raise_all
 from w4afp8.hub import secrets, shipment
 from w4afp8.hub.refusals import explain, is_transient, status_of
-from w4afp8.hub.remote import MAIN, PULL_REQUEST, Remote, RemoteFile
+from w4afp8.hub.remote import MAIN, PULL_REQUEST, Remote, RemoteFile, check_login
 from w4afp8.hub.shipment import LAST, File, Phase, is_weight
 from w4afp8.validate import gate
 from w4afp8.validate.findings import Progress, silent
@@ -90,11 +90,14 @@ def push(
     order.check()
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such directory; give the directory of a quantized checkpoint")
+    shipment.check(folder)
+    if not dry_run:
+        check_login()  # before the digests of hundreds of gigabytes
     verdict = _ask_the_gate(folder, order.force, on_progress)
     found = secrets.scan(shipment.side_files(folder))
     raise_all(found, ValidationError, f"{folder} holds a secret; remove it, and withdraw it where it came from")
     if not dry_run:
-        card.write(folder, base_model=order.base_model, model=order.repo, forced=order.force)
+        card.write(folder, base_model=order.base_model, model=order.repo, forced=order.force, verdict=verdict)
     phases = shipment.pack(folder, verdict.files)
     pushed = Pushed(order.repo, order.revision or MAIN, verdict.state.value, phases, dry_run)
     if dry_run:

@@ -47,7 +47,6 @@ class Remote:
 
         Raises: RecipeError when it is new and nobody said private or public, or is not what was said.
         """
-        check_login()
         is_private = self._visibility()
         created = is_private is None
         if is_private is None:

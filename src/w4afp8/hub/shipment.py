@@ -48,16 +48,17 @@ class Phase:
     files: tuple[File, ...]
 
 
-def pack(folder: Path, known: Mapping[str, FileSeal]) -> tuple[Phase, ...]:
-    """The phases; a digest that is not `known` is computed.
-
-    Raises: CheckpointError for a directory that cannot be loaded, HubError for a file that the Hub would refuse.
-    """
+def check(folder: Path) -> None:
+    """Raises: CheckpointError for a directory that cannot be loaded, HubError for files that the Hub would refuse."""
     for name in LAST:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: found no {name}; an unfinished checkpoint is not published")
-    paths = sealed_files(folder) | {name: folder / name for name in ABOUT if (folder / name).is_file()}
-    raise_all(_refusals(paths), HubError, f"{folder}: the Hub would refuse it")
+    raise_all(_refusals(_published(folder)), HubError, f"{folder}: the Hub would refuse it")
+
+
+def pack(folder: Path, known: Mapping[str, FileSeal]) -> tuple[Phase, ...]:
+    """The phases; a digest that is not `known` is computed."""
+    paths = _published(folder)
     files = [_file(name, path, known.get(name)) for name, path in sorted(paths.items())]
     weights = [file for file in files if is_weight(file.name)]
     last = [file for file in files if file.name in LAST]
@@ -82,8 +83,12 @@ def batches(files: Iterable[File]) -> Iterator[tuple[File, ...]]:
 
 def side_files(folder: Path) -> dict[str, Path]:
     """Everything readable that would be published: what may hold a secret."""
-    found = sealed_files(folder) | {name: folder / name for name in ABOUT if (folder / name).is_file()}
-    return {name: path for name, path in sorted(found.items()) if not WEIGHT_FILES.search(name)}
+    return {name: path for name, path in sorted(_published(folder).items()) if not WEIGHT_FILES.search(name)}
+
+
+def _published(folder: Path) -> dict[str, Path]:
+    """Relative name -> path of every file that is sent."""
+    return sealed_files(folder) | {name: folder / name for name in ABOUT if (folder / name).is_file()}
 
 
 def is_weight(name: str) -> bool:

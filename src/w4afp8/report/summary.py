@@ -152,12 +152,14 @@ def _coverage_tiles(facts: Facts) -> list[Tile]:
 def _mtp_tile(facts: Facts) -> Tile:
     state = facts.record.get("mtp")
     kept = facts.config.get("num_nextn_predict_layers") or 0
-    words = {"quantize": "kept, int4", "native": "kept as in the source", "drop": "dropped"}
+    words = {"quantize": "kept, quantized", "native": "kept as in the source", "drop": "dropped"}
     if state == "drop":
         return Tile("Multi-token prediction", words[state], "the source's layer is not in this checkpoint")
     if isinstance(state, str) and kept:
         return Tile("Multi-token prediction", words.get(state, state), plural(kept, "layer"))
-    return Tile("Multi-token prediction", "kept" if kept else "none", plural(kept, "layer") if kept else "none in the source")
+    return Tile(
+        "Multi-token prediction", "kept" if kept else "none", plural(kept, "layer") if kept else "none in the source"
+    )
 
 
 def checks(facts: Facts) -> list[dict[str, Any]]:
@@ -239,9 +241,12 @@ def _shares(counts: Counter[str]) -> list[dict[str, Any]]:
 
 
 def reproduce(facts: Facts) -> str:
-    """The command that makes these bytes again."""
-    source = (facts.validation or {}).get("against") or "SOURCE"
-    return f"w4afp8 quantize --model {shlex.quote(source)} --recipe w4afp8/recipe.yaml -o {shlex.quote(facts.name)}"
+    """The commands that make these bytes again."""
+    source, name = shlex.quote((facts.validation or {}).get("against") or "SOURCE"), shlex.quote(facts.name)
+    quantize = f"w4afp8 quantize --model {source} --recipe w4afp8/recipe.yaml -o "
+    if not facts.conversion:
+        return quantize + name
+    return f"{quantize}QUANTIZED\nw4afp8 convert QUANTIZED --format {facts.conversion.get('to')} -o {name}"
 
 
 def provenance(facts: Facts) -> list[tuple[str, str]]:
