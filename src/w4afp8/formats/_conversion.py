@@ -5,6 +5,7 @@ The matrix of middle forms below is the whole rule; docs/format-matrix.md is pri
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -90,6 +91,14 @@ def translate(weight: Weight, source: WeightFormat, target: WeightFormat) -> dic
     return parts
 
 
+def check_scales(parts: Mapping[str, Tensor], source: WeightFormat, target: WeightFormat) -> None:
+    """Raise what `translate` would, of parts whose codes (the first part) may be any: the conditions are on scales.
+
+    But for a PlainWeight target, whose numbers are products of both.
+    """
+    target.pack(_move(source.unpack(parts), target.form))
+
+
 def _move(weight: Weight, form: type[Weight]) -> Weight:
     if isinstance(weight, form):
         return weight
@@ -117,9 +126,11 @@ def first_difference(one: Weight, other: Weight) -> str | None:
         theirs = _tensors(other)[name]
         if (mine.dtype, mine.shape) != (theirs.dtype, theirs.shape):
             return f"{name} is {theirs.dtype} {list(theirs.shape)}, was {mine.dtype} {list(mine.shape)}"
-        flat = mine.contiguous().reshape(-1).view(torch.uint8), theirs.contiguous().reshape(-1).view(torch.uint8)
-        if not torch.equal(*flat):
-            return f"{name} differs at byte {int((flat[0] != flat[1]).nonzero()[0])}"
+        one_raw, other_raw = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (mine, theirs))
+        whole = len(one_raw) // 8 * 8  # torch compares words seven times as fast as bytes
+        words = (raw[:whole].view(torch.int64) for raw in (one_raw, other_raw))
+        if not torch.equal(*words) or not torch.equal(one_raw[whole:], other_raw[whole:]):
+            return f"{name} differs at byte {int((one_raw != other_raw).nonzero()[0])}"
     return None
 
 
