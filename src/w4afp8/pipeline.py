@@ -69,7 +69,7 @@ def prepare(model: Path, recipe: Recipe, out: Path, data: Callable[[str], Path] 
     reader = CheckpointReader(model)
     recipe, method = quantize.resolve(recipe)
     family = families.of(reader.config)
-    dimensions = family.dimensions(reader.config)
+    dimensions = families.decodable(family, reader.config)
     inventory = take_inventory(family, dimensions, reader.specs)
     plan = make_plan(family, dimensions, reader.config, inventory, recipe)
     sources = [BUNDLED_TEXT if name == BUNDLED else data(name) for name in recipe.calibration.data]

@@ -36,7 +36,7 @@ class Opened:
         """Raises: CheckpointError when the directory is not what its config promises."""
         reader = CheckpointReader(folder)
         family = families.of(reader.config)
-        d = family.dimensions(reader.config)
+        d = families.decodable(family, reader.config)
         target = _target_of(reader.config)
         extra = _input_scales(family, d, target) if target else {}
         inventory = take_inventory(family, d, reader.specs, extra)

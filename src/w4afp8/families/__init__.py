@@ -9,7 +9,7 @@ from typing import Any
 
 from w4afp8 import registry
 from w4afp8.errors import CheckpointError
-from w4afp8.families._spec import Family
+from w4afp8.families._spec import Dimensions, Family
 
 
 @cache
@@ -32,3 +32,17 @@ def of(config: Mapping[str, Any]) -> Family:
             return get(name)
     known = ", ".join(t for name in names() for t in get(name).model_types)
     raise CheckpointError(f"config.json: model_type is {model_type!r}; known: {known}")
+
+
+def decodable(family: Family, config: Mapping[str, Any]) -> Dimensions:
+    """The hyper-parameters of a model that `model/` can run.
+
+    Raises: CheckpointError for a family whose forward pass is not written: its checkpoints convert, no more.
+    """
+    found = family.dimensions(config)
+    if not isinstance(found, Dimensions):
+        raise CheckpointError(
+            f"family {family.name}: there is no forward pass of it here, so it can be neither calibrated nor compared; "
+            "w4afp8 convert moves its weights between formats"
+        )
+    return found
