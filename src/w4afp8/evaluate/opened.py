@@ -56,11 +56,11 @@ class Opened:
                 f"{self.name}: found no static activation scales, expected a checkpoint of a format that has them "
                 f"({', '.join(formats.targets())}); evaluate with activations per token"
             )
-        stem, rule = self.decoder.family.expert, self.target.input_scale
+        d, stem, rule = self.decoder.d, self.decoder.family.expert, self.target.input_scale
         return {
             site: max(
-                float(self.reader.read(rule.tensor_name(stem(layer, e), p)).reshape(()).to(torch.bfloat16))
-                for e in range(self.decoder.d.experts)
+                float(self.reader.read(rule.tensor_name(stem(d, layer, e), p)).reshape(()).to(torch.bfloat16))
+                for e in range(d.experts)
                 for p in projections
             )
             for site, projections in SITES.items()
@@ -86,7 +86,7 @@ def _target_of(config: Mapping[str, Any]) -> CheckpointFormat | None:
 
 def _input_scales(family: Family, d: Dimensions, target: CheckpointFormat) -> dict[str, TensorSpec]:
     names = (
-        target.input_scale.tensor_name(family.expert(layer, e), p)
+        target.input_scale.tensor_name(family.expert(d, layer, e), p)
         for layer in range(d.all_layers)
         if d.is_moe(layer)
         for e in range(d.experts)

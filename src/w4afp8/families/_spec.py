@@ -45,6 +45,11 @@ class Expected:
     matrix: bool
     dtypes: tuple[str, ...] = VECTOR_DTYPES
     required: bool = True  # False: some releases leave it out, because the model has the same numbers elsewhere
+    # Experts that share tensors: `shape` is one expert's, and the tensors have a first axis of `stack` of them.
+    stack: int = 0
+    # Projections that share a matrix, their rows one after the other, or in turn where `interleaved`; none: its own.
+    holds: tuple[str, ...] = ()
+    interleaved: bool = False
 
     @property
     def stem(self) -> str:
@@ -148,14 +153,13 @@ class Family:
     hub_organization: str
     dimensions: Callable[[Mapping[str, Any]], Sizes]
     expected: Callable[[Any], dict[str, Expected]]  # of what `dimensions` returned
-    # A layer's names: `expert(layer, e)` is the stem of expert e, and so on.
-    expert: Callable[[int, int], str]
+    expert: Callable[[Any, int, int], str]  # sizes, layer, e -> the stem of expert e's names
     without_mtp: Callable[[Mapping[str, Any]], dict[str, Any]]  # config -> config of the model without its MTP layers
     projections: tuple[str, str, str] = PROJECTIONS  # how the family names an expert's gate, up and down
 
 
-def expert_matrices(family: Family, layer: int, expert: int) -> tuple[str, str, str]:
+def expert_matrices(family: Family, sizes: Sizes, layer: int, expert: int) -> tuple[str, str, str]:
     """The weight names of one expert's gate, up and down projection."""
-    stem = family.expert(layer, expert)
+    stem = family.expert(sizes, layer, expert)
     gate, up, down = (f"{stem}.{projection}.weight" for projection in family.projections)
     return gate, up, down

@@ -87,7 +87,7 @@ def _rows(d: Dimensions) -> Iterator[tuple[str, Role, str, int | None]]:
         if d.is_moe(layer):
             for expert in range(d.experts):
                 for name, role, letters in EXPERT:
-                    yield f"{_expert(layer, expert)}.{name}", role, letters, layer
+                    yield f"{_expert(d, layer, expert)}.{name}", role, letters, layer
 
 
 def _expected(d: Dimensions) -> dict[str, Expected]:
@@ -98,7 +98,7 @@ def _expected(d: Dimensions) -> dict[str, Expected]:
     }
 
 
-def _expert(layer: int, expert: int) -> str:
+def _expert(d: Dimensions, layer: int, expert: int) -> str:
     return f"model.layers.{layer}.mlp.experts.{expert}"
 
 

@@ -203,12 +203,14 @@ def _ratios(config: Mapping[str, Any], layers: int, mtp_layers: int, problems: l
     if not isinstance(found, list) or not layers <= len(found) <= layers + mtp_layers:
         problems.append(f"compress_ratios is {found!r}, expected a list of {layers} ratios, one for each layer")
         return (0,) * (layers + mtp_layers)
-    ratios = [RATIO_OF_TYPE.get(kind, kind) if isinstance(kind, str) else kind for kind in found]
-    for layer, ratio in enumerate(ratios):
+    ratios = [0] * (layers + mtp_layers)
+    for layer, kind in enumerate(found):
+        ratio = RATIO_OF_TYPE.get(kind) if isinstance(kind, str) else kind
         if type(ratio) is not int or ratio not in RATIO_OF_TYPE.values():
-            problems.append(f"compress_ratios[{layer}] is {ratio!r}, expected 0, 4 or 128")
-            ratios[layer] = 0
-    return (*ratios, *(0 for _ in range(layers + mtp_layers - len(ratios))))
+            problems.append(f"compress_ratios[{layer}] is {kind!r}, expected 0, 4 or 128")
+        else:
+            ratios[layer] = ratio
+    return tuple(ratios)
 
 
 def _without_mtp(config: Mapping[str, Any]) -> dict[str, Any]:

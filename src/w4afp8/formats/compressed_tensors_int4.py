@@ -34,7 +34,7 @@ def _unpack(parts: Mapping[str, Tensor]) -> FineWeight:
 
 
 def _pack(weight: FineWeight) -> dict[str, Tensor]:
-    return words.pack_words(weight.bytes_NJ) | {".weight_scale": groups.exactly_bf16(weight.scale_NG)}
+    return words.pack_words(weight.bytes_NJ, weight.scale_NG)
 
 
 WEIGHT = WeightFormat(

@@ -47,22 +47,31 @@ def _two(n: int, k: int) -> tuple[int, ...]:
     return (2,)
 
 
+def unpack_words(parts: Mapping[str, Tensor]) -> Tensor:
+    """The words as low-even two's complement bytes: uint8 [N, K/2].  Raises: FormatError when weight_shape lies."""
+    bytes_NJ = int4.to_offset_binary(parts[".weight_packed"].contiguous().view(torch.uint8))
+    said, held = parts[".weight_shape"].tolist(), [bytes_NJ.shape[0], 2 * bytes_NJ.shape[1]]
+    if said != held:
+        raise FormatError(f"weight_shape says {said}, the words hold {held}; the shard is damaged")
+    return bytes_NJ
+
+
+def pack_words(bytes_NJ: Tensor, scale_NG: Tensor) -> dict[str, Tensor]:
+    """Undo `unpack_words`: the words, the scales in the model's 16 bits, the shape."""
+    n, j = bytes_NJ.shape
+    return {
+        ".weight_packed": int4.to_offset_binary(bytes_NJ.contiguous()).view(torch.int32),
+        ".weight_scale": groups.exactly_bf16(scale_NG),
+        ".weight_shape": torch.tensor([n, 2 * j], dtype=torch.int64),
+    }
+
+
 def _unpack(parts: Mapping[str, Tensor]) -> GroupWeight:
-    low_even = int4.to_offset_binary(parts[".weight_packed"].contiguous().view(torch.uint8))
-    codes_NK = int4.unpack_low_first(low_even)
-    said = parts[".weight_shape"].tolist()
-    if said != list(codes_NK.shape):
-        raise FormatError(f"weight_shape says {said}, the words hold {list(codes_NK.shape)}; the shard is damaged")
-    return GroupWeight(codes_NK, parts[".weight_scale"].to(torch.float32))
+    return GroupWeight.packed(unpack_words(parts), parts[".weight_scale"].to(torch.float32))
 
 
 def _pack(weight: GroupWeight) -> dict[str, Tensor]:
-    low_even = int4.pack_low_first(weight.codes_NK).contiguous()
-    return {
-        ".weight_packed": int4.to_offset_binary(low_even).view(torch.int32),
-        ".weight_scale": groups.exactly_bf16(weight.scale_NG),
-        ".weight_shape": torch.tensor(weight.codes_NK.shape, dtype=torch.int64),
-    }
+    return pack_words(weight.bytes_NJ, weight.scale_NG)
 
 
 def _config(source: Mapping[str, Any]) -> dict[str, Any]:

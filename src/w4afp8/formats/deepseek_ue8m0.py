@@ -17,7 +17,9 @@ from w4afp8.numerics import e8m0, fp8
 
 def _unpack(parts: Mapping[str, Tensor]) -> BlockWeight:
     scale = parts[".scale"]
-    return BlockWeight(parts[".weight"], scale if scale.dtype == torch.float32 else e8m0.decode(scale.view(torch.uint8)))
+    return BlockWeight(
+        parts[".weight"], scale if scale.dtype == torch.float32 else e8m0.decode(scale.view(torch.uint8))
+    )
 
 
 def _pack(weight: BlockWeight) -> dict[str, Tensor]:

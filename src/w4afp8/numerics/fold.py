@@ -55,4 +55,6 @@ def _refuse(bad_NG: Tensor, exponent_NG: Tensor, top_NG: Tensor, why: str) -> No
     if bool(bad_NG.any()):
         where = bad_NG.nonzero()[0].tolist()
         mine, top = int(exponent_NG[tuple(where)]), int(top_NG[tuple(where)])
-        raise QuantizationError(f"group {where} has the scale byte {mine} and its 128 x 128 block goes up to {top}; {why}")
+        raise QuantizationError(
+            f"group {where} has the scale byte {mine} and its 128 x 128 block goes up to {top}; {why}"
+        )

@@ -78,7 +78,7 @@ def quantize_layer(
     amax = {"gate_up": _amax(x_TH, scale_H), "down": 0.0}
     experts: list[dict[str, Any]] = []
     for e, weights, inputs in view.experts():
-        names = expert_matrices(decoder.family, layer, e)
+        names = expert_matrices(decoder.family, d, layer, e)
         for name, matrix in zip(names, (weights.gate_IH, weights.up_IH, weights.down_HI)):
             require_finite(name, matrix)
         _add_output(weights, inputs, states_TH, routing.tokens_of(e)[0])

@@ -14,7 +14,7 @@ from w4afp8.checkpoint.reader import CheckpointReader
 from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.convert.resources import human
 from w4afp8.families._inventory import take_inventory
-from w4afp8.families._spec import PROJECTIONS, Dimensions, Family, Role
+from w4afp8.families._spec import PROJECTIONS, Family, Role, Sizes
 
 
 def inspect_json(folder: Path, tensors: bool) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def inspect_json(folder: Path, tensors: bool) -> dict[str, Any]:
     return found
 
 
-def _activation_scales(family: Family, d: Dimensions, reader: CheckpointReader) -> dict[str, TensorSpec]:
+def _activation_scales(family: Family, d: Sizes, reader: CheckpointReader) -> dict[str, TensorSpec]:
     """The activation scales that the checkpoint's own quantization_config promises, if it is an output of ours."""
     promised = reader.config.get("quantization_config")
     method = promised.get("quant_method") if isinstance(promised, dict) else None
@@ -59,7 +59,7 @@ def _activation_scales(family: Family, d: Dimensions, reader: CheckpointReader) 
         target = formats.target(name)
         if target.quantization_config(reader.config)["quant_method"] == method:
             names = [
-                target.input_scale.tensor_name(family.expert(layer, e), p)
+                target.input_scale.tensor_name(family.expert(d, layer, e), p)
                 for layer in range(d.dense_layers, d.all_layers)
                 for e in range(d.experts)
                 for p in PROJECTIONS

@@ -52,7 +52,7 @@ class Side:
 
     def expert_names(self, layer: int, expert: int) -> dict[str, str]:
         """projection -> weight name."""
-        stem = self.family.expert(layer, expert)
+        stem = self.family.expert(self.d, layer, expert)
         return {projection: f"{stem}.{projection}.weight" for projection in PROJECTIONS}
 
     def vector(self, layer: int, name: str) -> Tensor:
