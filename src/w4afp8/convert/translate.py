@@ -7,6 +7,7 @@ A 4-bit matrix is read, moved to the target's middle form and packed, and read b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -57,7 +58,7 @@ def check_values(translation: Translation, progress: Callable[[int, int], None])
 def _not_finite(translation: Translation, step: Step) -> Iterator[str]:
     reader = translation.reader
     for place in step.sources:
-        for part in translation.source.expert_weight.parts[1:]:  # the first one holds codes, and every code is a number
+        for part in translation.forms(step)[0].parts[1:]:  # the first one holds codes, and every code is a number
             spec = reader.specs[place.stem + part.suffix]
             bad = first_not_finite(reader.read(spec.name, place.part).reshape(-1).view(torch.uint8), spec.dtype)
             if bad is not None:
@@ -71,14 +72,36 @@ def _shorten(problems: list[str], most: int = 20) -> list[str]:
 
 def _translate(translation: Translation, step: Step) -> Iterator[tuple[Place, dict[str, Tensor]]]:
     """What stands in each of the step's targets: its place, and the tensors by suffix."""
-    source, target = translation.source.expert_weight, translation.plan.target.expert_weight
+    source, target = translation.forms(step)
     matrices: list[Weight] = []
     for place in step.sources:
         parts = {p.suffix: translation.reader.read(place.stem + p.suffix, place.part) for p in source.parts}
         matrices += _rows.split(source.unpack(parts), place.matrices, place.interleaved)
     for place in step.targets:
         mine, matrices = matrices[: place.matrices], matrices[place.matrices :]
-        yield place, _conversion.translate(_rows.join(mine, place.interleaved), source, target)
+        joined = _rows.join(mine, place.interleaved)
+        if source is target:
+            yield place, target.pack(joined)
+        else:
+            yield place, _conversion.translate(joined, source, target, _input_scale(translation, place))
+
+
+def _input_scale(translation: Translation, place: Place) -> Tensor | None:
+    """The static scale of a matrix's inputs, for targets that keep it beside the weight."""
+    rule = translation.source.input_scale
+    if not (translation.plan.target.input_scale.within and translation.scaled):
+        return None
+    stem, _, projection = place.stem.rpartition(".")
+    name = rule.tensor_name(stem, projection)
+    if rule.indexed:
+        return translation.reader.read(name)
+    path = translation.reader.folder / rule.file
+    return _kept_scales(path, path.stat().st_mtime_ns)[name]
+
+
+@lru_cache(1)
+def _kept_scales(path: Path, mtime_ns: int) -> dict[str, Tensor]:
+    return read_tensors(path)
 
 
 def write_unit(translation: Translation, out: Path, unit: Unit) -> dict[str, str]:
@@ -110,4 +133,4 @@ def _input_scales(translation: Translation, reader: CheckpointReader) -> Iterato
     there: tuple[TensorSpec, ...] = input_scale_specs(plan.family, plan.dimensions, translation.source)
     kept = {} if rule.indexed else read_tensors(reader.folder / rule.file)
     for old, new in zip(there, plan.input_scales, strict=True):
-        yield new.name, reader.read(old.name) if rule.indexed else kept[old.name]
+        yield new.name, (reader.read(old.name) if rule.indexed else kept[old.name]).reshape(new.shape)

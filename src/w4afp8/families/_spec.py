@@ -43,13 +43,13 @@ class Expected:
     shape: tuple[int, ...]
     layer: int | None  # None for what stands outside the layers
     matrix: bool
-    dtypes: tuple[str, ...] = VECTOR_DTYPES
-    required: bool = True  # False: some releases leave it out, because the model has the same numbers elsewhere
     # Experts that share tensors: `shape` is one expert's, and the tensors have a first axis of `stack` of them.
     stack: int = 0
     # Projections that share a matrix, their rows one after the other, or in turn where `interleaved`; none: its own.
     holds: tuple[str, ...] = ()
     interleaved: bool = False
+    dtypes: tuple[str, ...] = VECTOR_DTYPES
+    required: bool = True  # False: some releases leave it out, because the model has the same numbers elsewhere
 
     @property
     def stem(self) -> str:
@@ -155,6 +155,9 @@ class Family:
     expected: Callable[[Any], dict[str, Expected]]  # of what `dimensions` returned
     expert: Callable[[Any, int, int], str]  # sizes, layer, e -> the stem of expert e's names
     without_mtp: Callable[[Mapping[str, Any]], dict[str, Any]]  # config -> config of the model without its MTP layers
+    says_expert_dtype: bool = False  # config.json has a field for what the experts' numbers are
+    # The same tensors where every expert has a name of its own, for families whose experts share tensors.
+    apart: Callable[[Any], dict[str, Expected]] | None = None
     projections: tuple[str, str, str] = PROJECTIONS  # how the family names an expert's gate, up and down
 
 

@@ -229,5 +229,6 @@ FAMILY = Family(
     expected=_expected,
     expert=_expert,
     without_mtp=_without_mtp,
+    says_expert_dtype=True,
     projections=("w1", "w3", "w2"),
 )

@@ -200,6 +200,18 @@ def _stacked(shape: tuple[int, ...], stack: int) -> tuple[int, ...]:
     return (stack, *shape) if stack else shape
 
 
+def vector(dtype: str) -> WeightFormat:
+    """A vector as a matrix of one column, so that what has one number for each row moves as the rows do."""
+    return WeightFormat(
+        name=dtype,
+        bits=16,
+        form=PlainWeight,
+        parts=(Part("", (dtype,), lambda n, k: (n,)),),
+        unpack=lambda parts: PlainWeight(parts[""]),
+        pack=lambda weight: {"": weight.real_NK},
+    )
+
+
 def matrix(n: int, k: int) -> tuple[int, ...]:
     """The shape of an unpacked matrix."""
     return (n, k)

@@ -7,12 +7,16 @@ are equal they are one scale of 128.  A pack-quantized checkpoint in groups of 1
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from w4afp8.formats import compressed_tensors_w4a8 as words
+from w4afp8.formats import bf16
+from w4afp8.formats._compressed_tensors import beside_sixteen_bits
 from w4afp8.formats._spec import FINE_GROUP, FineWeight, Part, WeightFormat
+from w4afp8.formats._target import NO_INPUT_SCALE, CheckpointFormat, no_side_files
 from w4afp8.numerics import groups
 
 
@@ -48,4 +52,29 @@ WEIGHT = WeightFormat(
     ),
     unpack=_unpack,
     pack=_pack,
+)
+
+EXPERTS = {
+    "targets": ["Linear"],
+    "format": "pack-quantized",
+    "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": FINE_GROUP, "symmetric": True,
+                "dynamic": False},
+}  # fmt: skip
+
+
+def _config(source: Mapping[str, Any]) -> dict[str, Any]:
+    return beside_sixteen_bits(EXPERTS)
+
+
+CHECKPOINT = CheckpointFormat(
+    name="compressed_tensors_int4",
+    expert_weight=WEIGHT,
+    linear_weights=(bf16.WEIGHT,),
+    input_scale=NO_INPUT_SCALE,
+    partial_experts=None,
+    quantization_config=_config,
+    side_files=no_side_files,
+    read_by=("vLLM, SGLang (Kimi-K2-Thinking; weights alone are quantized)",),
+    validated=False,
+    written=False,
 )

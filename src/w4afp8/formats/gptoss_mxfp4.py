@@ -7,10 +7,13 @@ nibble: the blocks of a row, one after the other, are the bytes of `deepseek_mxf
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
+from w4afp8.formats import bf16
 from w4afp8.formats._spec import MICRO_GROUP, MicroWeight, Part, WeightFormat
+from w4afp8.formats._target import NO_INPUT_SCALE, CheckpointFormat, no_side_files
 from w4afp8.numerics import groups
 
 
@@ -38,4 +41,26 @@ WEIGHT = WeightFormat(
     parts=(Part("_blocks", ("U8",), _blocks), Part("_scales", ("U8",), _scales)),
     unpack=_unpack,
     pack=_pack,
+)
+
+# Everything but the experts, as the published checkpoints name it.
+KEPT = ("model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head")
+
+
+def _config(source: Mapping[str, Any]) -> dict[str, Any]:
+    return {"modules_to_not_convert": list(KEPT), "quant_method": "mxfp4"}
+
+
+CHECKPOINT = CheckpointFormat(
+    name="gptoss_mxfp4",
+    expert_weight=WEIGHT,
+    linear_weights=(bf16.WEIGHT,),
+    input_scale=NO_INPUT_SCALE,
+    partial_experts=None,
+    quantization_config=_config,
+    side_files=no_side_files,
+    read_by=("transformers, vLLM, SGLang (gpt-oss)",),
+    validated=False,
+    stacked=True,
+    scheme="MXFP4",
 )

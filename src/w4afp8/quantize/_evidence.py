@@ -8,14 +8,14 @@ from torch import Tensor
 from w4afp8.errors import QuantizationError
 from w4afp8.formats._spec import GroupWeight
 from w4afp8.model.feedforward import intermediate, pieces, rows_per_piece
-from w4afp8.quantize._grid import Grid
+from w4afp8.quantize._grid import INT4, Grid
 from w4afp8.quantize._method import ExpertInputs, ExpertResult, ExpertWeights
 
 SITES = ("gate_up", "down")
 
 
 def measure(
-    source: ExpertWeights, inputs: ExpertInputs, result: ExpertResult, scale_H: Tensor | None, grid: Grid
+    source: ExpertWeights, inputs: ExpertInputs, result: ExpertResult, scale_H: Tensor | None, grid: Grid = INT4
 ) -> tuple[dict[str, dict[str, float]], float]:
     """Relative mean squared errors beside those of plain rounding on the same grid, and the largest magnitude that reaches `down`.
 
