@@ -54,6 +54,7 @@ class Needs:
 def estimate(plan: Plan, method: Method, tokens: int, sequence: int) -> Needs:
     """The needs of a run over `tokens` calibration tokens."""
     d = plan.dimensions
+    assert isinstance(d, Dimensions)  # a plan to quantize: the family has a forward pass
     states = tokens * d.hidden * FLOAT
     routing = tokens * (d.experts * FLOAT + d.experts_per_token * 12)
     expert = 3 * d.hidden * d.expert_intermediate * FLOAT

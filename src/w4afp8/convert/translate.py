@@ -26,7 +26,7 @@ from w4afp8.convert.steps import Place, Step, chains
 from w4afp8.convert.survey import first_not_finite
 from w4afp8.errors import FormatError, QuantizationError, W4AFP8Error, raise_all
 from w4afp8.formats import _conversion, _rows
-from w4afp8.formats._spec import PlainWeight, Weight
+from w4afp8.formats._spec import Weight, WeightFormat
 
 
 def check_values(translation: Translation, jobs: int, progress: Callable[[int, int], None]) -> None:
@@ -53,29 +53,31 @@ def check_values(translation: Translation, jobs: int, progress: Callable[[int, i
 
 def _look(translation: Translation, step: Step) -> tuple[list[str], list[str]]:
     """What is not finite among the scales of a step, and what of its numbers the target does not hold."""
-    reader, source = translation.reader, translation.source.expert_weight
-    target = translation.plan.target.expert_weight
-    sick, unfit = [], []
+    source, target = translation.forms(step)
+    judged = bool(translation.conditions) and source is not target
+    codes_wanted = judged and _conversion.codes_matter(source, target)
+    sick: list[str] = []
+    found: list[dict[str, Tensor]] = []
     for place in step.sources:
-        codes, *scales = (reader.specs[place.stem + part.suffix] for part in source.parts)
-        if target.form is PlainWeight and translation.conditions:
-            parts = {source.parts[0].suffix: reader.read(codes.name, place.part)}
-        else:
-            parts = {source.parts[0].suffix: _no_codes(codes.shape[1:] if place.stack else codes.shape, codes.dtype)}
-        bad = []
+        codes, *scales = (translation.reader.specs[place.stem + part.suffix] for part in source.parts)
+        shape = codes.shape[1:] if place.stack else codes.shape
+        read = partial(translation.reader.read, part=place.part)
+        parts = {source.parts[0].suffix: read(codes.name) if codes_wanted else _no_codes(shape, codes.dtype)}
         for part, spec in zip(source.parts[1:], scales, strict=True):
-            parts[part.suffix] = reader.read(spec.name, place.part)
-            element = first_not_finite(parts[part.suffix].reshape(-1).view(torch.uint8), spec.dtype)
-            if element is not None:
+            parts[part.suffix] = read(spec.name)
+            bad = first_not_finite(parts[part.suffix].reshape(-1).view(torch.uint8), spec.dtype)
+            if bad is not None:
                 where = f" of part {place.index}" if place.stack else ""
-                bad.append(f"{spec}: element {element}{where} is NaN or infinite")
-        sick += bad
-        if translation.conditions and not bad:
-            try:
-                _conversion.check_scales(parts, source, target)
-            except W4AFP8Error as error:
-                unfit.append(f"{step.item}: {error}")
-    return sick, unfit
+                sick.append(f"{spec}: element {bad}{where} is NaN or infinite")
+        found.append(parts)
+    if not judged or sick:
+        return sick, []
+    try:
+        for place, weight in _arranged(step, source, found):
+            _conversion.check(weight, target, _input_scale(translation, place))
+    except W4AFP8Error as error:
+        return [], [f"{step.item}: {error}"]
+    return [], []
 
 
 @lru_cache(4)
@@ -90,14 +92,44 @@ def _shorten(problems: list[str], most: int = 20) -> list[str]:
 
 def _translate(translation: Translation, step: Step) -> Iterator[tuple[Place, dict[str, Tensor]]]:
     """What stands in each of the step's targets: its place, and the tensors by suffix."""
-    source, target = translation.source.expert_weight, translation.plan.target.expert_weight
+    source, target = translation.forms(step)
+    found = [
+        {p.suffix: translation.reader.read(place.stem + p.suffix, place.part) for p in source.parts}
+        for place in step.sources
+    ]
+    for place, weight in _arranged(step, source, found):
+        if source is target:
+            yield place, target.pack(weight)
+        else:
+            yield place, _conversion.translate(weight, source, target, _input_scale(translation, place))
+
+
+def _arranged(step: Step, source: WeightFormat, found: list[dict[str, Tensor]]) -> Iterator[tuple[Place, Weight]]:
+    """What the step's sources hold, as its targets share it."""
     matrices: list[Weight] = []
-    for place in step.sources:
-        parts = {p.suffix: translation.reader.read(place.stem + p.suffix, place.part) for p in source.parts}
+    for place, parts in zip(step.sources, found, strict=True):
         matrices += _rows.split(source.unpack(parts), place.matrices, place.interleaved)
     for place in step.targets:
         mine, matrices = matrices[: place.matrices], matrices[place.matrices :]
-        yield place, _conversion.translate(_rows.join(mine, place.interleaved), source, target)
+        yield place, _rows.join(mine, place.interleaved)
+
+
+def _input_scale(translation: Translation, place: Place) -> Tensor | None:
+    """The static scale of a matrix's inputs, for targets that keep it beside the weight."""
+    rule = translation.source.input_scale
+    if not (translation.plan.target.input_scale.within and translation.scaled):
+        return None
+    stem, _, projection = place.stem.rpartition(".")
+    name = rule.tensor_name(stem, projection)
+    if rule.indexed:
+        return translation.reader.read(name)
+    path = translation.reader.folder / rule.file
+    return _kept_scales(path, path.stat().st_mtime_ns)[name]
+
+
+@lru_cache(1)
+def _kept_scales(path: Path, mtime_ns: int) -> dict[str, Tensor]:
+    return read_tensors(path)
 
 
 def write_unit(translation: Translation, out: Path, unit: Unit, jobs: int) -> dict[str, str]:
@@ -135,4 +167,4 @@ def _input_scales(translation: Translation, reader: CheckpointReader) -> Iterato
     there: tuple[TensorSpec, ...] = input_scale_specs(plan.family, plan.dimensions, translation.source)
     kept = {} if rule.indexed else read_tensors(reader.folder / rule.file)
     for old, new in zip(there, plan.input_scales, strict=True):
-        yield new.name, reader.read(old.name) if rule.indexed else kept[old.name]
+        yield new.name, (reader.read(old.name) if rule.indexed else kept[old.name]).reshape(new.shape)

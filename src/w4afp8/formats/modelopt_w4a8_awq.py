@@ -8,12 +8,16 @@ multiplied by pre_quant_scale first; weight_scale_2 and input_scale are the two 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from w4afp8.errors import QuantizationError
+from w4afp8.formats import bf16, deepseek_fp8
 from w4afp8.formats._spec import AwareWeight, GroupWeight, Part, WeightFormat
+from w4afp8.formats._target import CheckpointFormat, InputScale
+from w4afp8.formats._trtllm import mixed_layers
 from w4afp8.numerics import groups
 
 
@@ -73,4 +77,41 @@ WEIGHT = WeightFormat(
     ),
     unpack=_unpack,
     pack=_pack,
+)
+
+INPUT_SCALE_NAMES = {projection: projection for projection in ("gate_proj", "down_proj", "up_proj")}
+W4A8 = {"quant_algo": "W4A8_AWQ", "group_size": groups.GROUP, "has_zero_point": False, "pre_quant_scale": True}
+PLAIN_LINEARS = ("*self_attn*", "*shared_experts*", "*mlp.gate", "*mlp.gate_proj", "*mlp.up_proj", "*mlp.down_proj",
+                 "*eh_proj", "*shared_head*", "lm_head")  # fmt: skip
+
+
+def _quantization(source: Mapping[str, Any]) -> dict[str, Any]:
+    """FP8 linears: two algorithms, so each layer says its own (side files)."""
+    return {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "kv_cache_quant_algo": None}
+
+
+def _plain_config(source: Mapping[str, Any]) -> dict[str, Any]:
+    return {"quant_method": "modelopt", **W4A8, "kv_cache_quant_algo": None, "exclude_modules": list(PLAIN_LINEARS)}
+
+
+def _side_files(config: Mapping[str, Any]) -> dict[str, Any]:
+    """hf_quant_config.json, which ModelOpt's readers look at first, and for mixed layers the list of them."""
+    said = {key: value for key, value in config["quantization_config"].items() if key != "quant_method"}
+    found = {"hf_quant_config.json": {"producer": {"name": "w4afp8"}, "quantization": said}}
+    if said["quant_algo"] != "MIXED_PRECISION":
+        return found
+    return {**found, "quant_cfg.json": {**said, "quantized_layers": mixed_layers(config, W4A8)}}
+
+
+CHECKPOINT = CheckpointFormat(
+    name="modelopt_w4a8_awq",
+    expert_weight=WEIGHT,
+    linear_weights=(deepseek_fp8.WEIGHT, bf16.WEIGHT),
+    input_scale=InputScale("", INPUT_SCALE_NAMES, within=True),
+    partial_experts=None,
+    quantization_config=_quantization,
+    plain_config=_plain_config,
+    side_files=_side_files,
+    read_by=("TensorRT-LLM (W4A8_AWQ, VANILLA loading)",),
+    validated=False,
 )
