@@ -5,6 +5,7 @@ The matrix of middle forms below is the whole rule; docs/format-matrix.md is pri
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +66,10 @@ NARROW: dict[tuple[type, str], str] = {
 }
 
 
+# Forms whose conditions are not on scales alone.
+ON_CODES = (PlainWeight, BlockWeight, AwareWeight)
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """Whether a conversion keeps every number: `refusal` says why not, `conditions` what the values must fulfil."""
@@ -102,15 +107,25 @@ def translate(
     return parts
 
 
+def check_scales(parts: Mapping[str, Tensor], source: WeightFormat, target: WeightFormat) -> None:
+    """Raise what `translate` would, of parts whose codes (the first part) may be any: the conditions are on scales.
+
+    But for the targets in ON_CODES, whose numbers are products of both.
+    """
+    target.pack(move(source.unpack(parts), target.form))
+
+
 def first_difference(one: Weight, other: Weight) -> str | None:
     """Where two weights of one form differ, bit for bit, or None."""
     for name, mine in _tensors(one).items():
         theirs = _tensors(other)[name]
         if (mine.dtype, mine.shape) != (theirs.dtype, theirs.shape):
             return f"{name} is {theirs.dtype} {list(theirs.shape)}, was {mine.dtype} {list(mine.shape)}"
-        flat = mine.contiguous().reshape(-1).view(torch.uint8), theirs.contiguous().reshape(-1).view(torch.uint8)
-        if not torch.equal(*flat):
-            return f"{name} differs at byte {int((flat[0] != flat[1]).nonzero()[0])}"
+        one_raw, other_raw = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (mine, theirs))
+        whole = len(one_raw) // 8 * 8  # torch compares words seven times as fast as bytes
+        words = (raw[:whole].view(torch.int64) for raw in (one_raw, other_raw))
+        if not torch.equal(*words) or not torch.equal(one_raw[whole:], other_raw[whole:]):
+            return f"{name} differs at byte {int((one_raw != other_raw).nonzero()[0])}"
     return None
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w4afp8.formats import compressed_tensors_w4a8 as words
 from w4afp8.formats import bf16
+from w4afp8.formats import compressed_tensors_w4a8 as words
 from w4afp8.formats._compressed_tensors import beside_sixteen_bits
 from w4afp8.formats._spec import FINE_GROUP, FineWeight, Part, WeightFormat
 from w4afp8.formats._target import NO_INPUT_SCALE, CheckpointFormat, no_side_files

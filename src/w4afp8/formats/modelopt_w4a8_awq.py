@@ -18,7 +18,7 @@ from w4afp8.formats import bf16, deepseek_fp8
 from w4afp8.formats._spec import AwareWeight, GroupWeight, Part, WeightFormat
 from w4afp8.formats._target import CheckpointFormat, InputScale
 from w4afp8.formats._trtllm import mixed_layers
-from w4afp8.numerics import groups, int4
+from w4afp8.numerics import groups
 
 
 def _packed(n: int, k: int) -> tuple[int, ...]:
@@ -41,9 +41,11 @@ def _per_input(n: int, k: int) -> tuple[int, ...]:
 
 
 def _unpack(parts: Mapping[str, Tensor]) -> AwareWeight:
-    codes_NK = int4.unpack_low_first(parts[".weight"].mT.contiguous()).mT.contiguous()
+    raw = parts[".weight"].view(torch.uint8)
+    even, odd = raw[:, 0::2], raw[:, 1::2]  # columns; the rows are in the nibbles
+    upper, lower = (even & 0xF) | (odd << 4), (even >> 4) | (odd & 0xF0)
     return AwareWeight(
-        GroupWeight(codes_NK, parts[".weight_scale"].to(torch.float32)),
+        GroupWeight.packed(torch.stack((upper, lower), 1).flatten(0, 1), parts[".weight_scale"].to(torch.float32)),
         pre_scale_K=parts[".pre_quant_scale"],
         scale_2=parts[".weight_scale_2"],
         input_scale=parts[".input_scale"],
@@ -51,9 +53,10 @@ def _unpack(parts: Mapping[str, Tensor]) -> AwareWeight:
 
 
 def _pack(weight: AwareWeight) -> dict[str, Tensor]:
-    by_rows = int4.pack_low_first(weight.group.codes_NK.mT).mT.contiguous()
+    upper, lower = weight.group.bytes_NJ[0::2], weight.group.bytes_NJ[1::2]
+    even, odd = (upper & 0xF) | (lower << 4), (upper >> 4) | (lower & 0xF0)
     return {
-        ".weight": by_rows.view(torch.uint8),
+        ".weight": torch.stack((even, odd), 2).flatten(1, 2),
         ".weight_scale": weight.group.scale_NG,
         ".weight_scale_2": weight.scale_2,
         ".input_scale": weight.input_scale,
