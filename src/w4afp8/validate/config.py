@@ -37,8 +37,8 @@ def target_of(config: Mapping[str, Any], record: Mapping[str, Any]) -> Checkpoin
     found = next(iter([*exact, *recorded, *proven, *near]), formats.target(formats.targets()[0]))
     if not found.validated:
         raise CheckpointError(
-            f"config.json says {method}: validate has no proof for {found.name}; w4afp8 convert proves each matrix that "
-            "it writes, and `validate` proves the formats " + ", ".join(formats.targets())
+            f"config.json says {method}: validate has no proof for {found.name}; convert proves every matrix that it "
+            f"writes, and validate proves {', '.join(formats.targets())}"
         )
     return found
 
@@ -63,7 +63,8 @@ def check_config(
 ) -> Check:
     """The fields by which engines choose the format, and everything else as the source has it.
 
-    `sixteen`: the linears beside the experts have 16 bits, of which some formats' config speaks.  Another tool's directory (not `ours`) may leave out the fields that no engine reads, but must not contradict them.
+    `sixteen`: the linears beside the experts have 16 bits, of which some formats' config speaks.  Another tool's
+    directory (not `ours`) may leave out the fields that no engine reads, but must not contradict them.
     """
     check = Check("config", "config.json says what the engine must hear, and otherwise what the source says")
     found = config.get("quantization_config")

@@ -13,7 +13,7 @@ from w4afp8.checkpoint.reader import CONFIG, INDEX, read_json
 from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.errors import FormatError, W4AFP8Error
 from w4afp8.families._inventory import Item
-from w4afp8.families._spec import PROJECTIONS, Expected, Family, Role, Sizes
+from w4afp8.families._spec import PROJECTIONS, VECTOR_DTYPES, Expected, Family, Role, Sizes
 from w4afp8.formats._spec import PlainWeight
 from w4afp8.formats._target import CheckpointFormat
 from w4afp8.validate.config import WEIGHT_FILES
@@ -132,6 +132,12 @@ def check_tensors(
         check.blame(spec.name, f"{spec.dtype} {list(spec.shape)} in {spec.shard}", "no such tensor", "remove it")
     check.examined = len(specs)
     return check, items
+
+
+def has_sixteen_bit_linears(items: Mapping[str, Item]) -> bool:
+    """Whether the linears beside the experts have 16 bits; engines are told so once for all of them."""
+    linears = (item for item in items.values() if item.expected.role in LINEAR and item.format is not None)
+    return any(item.format is not None and item.format.form is PlainWeight for item in linears)
 
 
 def input_scales(family: Family, d: Sizes, target: CheckpointFormat) -> dict[str, str]:
