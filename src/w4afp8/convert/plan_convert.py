@@ -13,7 +13,7 @@ from w4afp8 import families, formats
 from w4afp8.checkpoint.header import read_header
 from w4afp8.checkpoint.reader import CheckpointReader
 from w4afp8.checkpoint.spec import TensorSpec
-from w4afp8.convert.lay_out import input_scale_specs, is_misread, lay_out
+from w4afp8.convert.lay_out import input_scale_specs, is_misread, lay_out, suited
 from w4afp8.convert.plan import Plan, Unit
 from w4afp8.convert.steps import Step, in_place, made_of, put_together, taken_apart
 from w4afp8.errors import FormatError, RecipeError, raise_all
@@ -56,6 +56,7 @@ def plan_translation(reader: CheckpointReader, target: CheckpointFormat, shard_g
     family = families.of(reader.config)
     d = family.dimensions(reader.config)
     family = families.arranged(family, d, reader.specs)
+    target = suited(target, family)
     source = _source_format(reader, family, d, target)
     rule = source.input_scale
     inside = input_scale_specs(family, d, source) if rule.indexed and not rule.within else ()
@@ -85,7 +86,7 @@ def plan_translation(reader: CheckpointReader, target: CheckpointFormat, shard_g
         mtp=Mtp.QUANTIZE, input_scales=input_scale_specs(family, d, target) if scaled and not wanted.within else (),
         shard_bytes=int(shard_gb * 1e9),
     )  # fmt: skip
-    if source is target and plan.config == reader.config:
+    if source.name == target.name and plan.config == reader.config:
         raise RecipeError(f"{experts[0].expected.name} stands in {target.name} already, and config.json says so")
     return Translation(reader, source, plan, _conditions(source, target, steps), steps, scaled)
 

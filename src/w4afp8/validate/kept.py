@@ -15,10 +15,11 @@ from w4afp8.checkpoint.header import read_header
 from w4afp8.checkpoint.reader import CheckpointReader
 from w4afp8.checkpoint.spec import DTYPES
 from w4afp8.errors import W4AFP8Error
+from w4afp8.families._spec import VECTOR_DTYPES
 from w4afp8.formats._target import CheckpointFormat
 from w4afp8.validate.findings import Check
 from w4afp8.validate.sides import Side
-from w4afp8.validate.structure import REMAKE, SCALAR_SHAPES, VECTOR_DTYPES, scale_names
+from w4afp8.validate.structure import REMAKE, SCALAR_SHAPES, scale_names
 
 Scale = tuple[str, float]
 
