@@ -14,11 +14,19 @@ from w4afp8.commands._shared import ERR, JSON_FLAG, OUT, print_json
 @click.option("--format", "format_name", required=True, help="A checkpoint format: docs/format-matrix.md.")
 @click.option("-o", "--output-dir", type=click.Path(path_type=Path), help="Default: ./SOURCE-FORMAT.")
 @click.option("--shard-gb", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True)
+@click.option("--jobs", type=int, help="Experts converted at a time.  Default: one more than cores, at most 8.")
 @click.option("--resume", type=click.Choice(["auto", "required", "never"]), default="auto", show_default=True)
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 @JSON_FLAG
 def convert(
-    source: str, format_name: str, output_dir: Path | None, shard_gb: float, resume: str, quiet: bool, as_json: bool
+    source: str,
+    format_name: str,
+    output_dir: Path | None,
+    shard_gb: float,
+    jobs: int | None,
+    resume: str,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Move a 4-bit checkpoint to another format, every number kept and read back, or say why it cannot be."""
     from w4afp8 import conversion, hub
@@ -27,10 +35,10 @@ def convert(
     from w4afp8.terminal.interrupts import StopRequests
     from w4afp8.terminal.progress import RunProgress
 
-    resources.return_freed_memory()
+    resources.keep_freed_memory()
     folder = hub.find_model(source)
     out = output_dir or Path(f"{folder.resolve().name}-{format_name}")
-    prepared = conversion.prepare(folder, format_name, out, shard_gb)
+    prepared = conversion.prepare(folder, format_name, out, shard_gb, jobs)
     translation = prepared.translation
     text = not (quiet or as_json)
     if text:
