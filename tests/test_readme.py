@@ -50,10 +50,14 @@ def test_the_example_runs_word_for_word(hub: FakeHub, shell: dict[str, str], tmp
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "every file compared" in done.stdout and TOKEN not in done.stdout + done.stderr
-    tree = hub.repos["my-org/tiny-dsv3-W4AFP8"].trees["main"]
-    assert hub.content(tree[CONFIG]) == (tmp_path / "tiny-dsv3-W4AFP8" / CONFIG).read_bytes()
-    assert (tmp_path / "tiny-dsv3-vllm" / CONFIG).is_file()
-    assert b"**Proven**" in hub.content(tree["README.md"])
+    commands = [line.split()[1] for line in example[1].splitlines()]
+    assert commands == ["quantize", "convert", "validate", "push"], "the main path, one story"
+    tree = hub.repos["my-org/tiny-dsv3-vllm"].trees["main"]
+    for name, entry in tree.items():
+        assert hub.content(entry) == (tmp_path / "tiny-dsv3-vllm" / name).read_bytes(), name
+    card = hub.content(tree["README.md"]).decode()
+    assert "**Proven**" in card and "vllm serve my-org/tiny-dsv3-vllm" in card
+    assert CONFIG in tree and hub.seen["xorb"] > 0, "through Xet, as everywhere by default"
 
 
 def test_completion_is_what_the_readme_says(shell: dict[str, str]) -> None:

@@ -89,12 +89,12 @@ def metadata(facts: Facts, base: str | None, licence: str | None, carried: Mappi
     """The card's YAML head, in the Hub's own vocabulary."""
     names = facts.config.get("architectures")
     causal = any(str(name).endswith("ForCausalLM") for name in names) if isinstance(names, list) else False
-    words = [engine.split()[0].lower() for engine in engines.read_by(_format(facts))]
+    words = [name.lower() for name in engines.names(engines.read_by(_format(facts)))]
     head: dict[str, Any] = {"license": licence or "unknown"}
     head |= {"pipeline_tag": "text-generation"} if causal else {}
     head |= {key: value for key, value in carried.items() if key != "license"}
     head |= {"base_model": base, "base_model_relation": "quantized"} if base else {}
-    return head | {"tags": ["w4afp8", *engines.element_types(_format(facts)), "moe", *words]}
+    return head | {"tags": ["w4afp8", *engines.tags(_format(facts)), "moe", *words]}
 
 
 def _render(facts: Facts, *, metadata: Mapping[str, Any], verdict: gate.Gate, model: str, **more: Any) -> str:
@@ -118,7 +118,7 @@ def _render(facts: Facts, *, metadata: Mapping[str, Any], verdict: gate.Gate, mo
         serve=engines.commands(readers, model),
         calibration=_calibration(facts, recipe),
         headroom=(recipe.get("activations") or {}).get("headroom"),
-        kept_scales=engines.scales_nobody_reads(_format(facts)),
+        scales=engines.activation_scales(_format(facts)),
         mtp=_mtp(facts),
         files=_sums(verdict.files),
         reproduce=reproduce(facts),

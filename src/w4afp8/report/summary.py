@@ -271,9 +271,10 @@ def timing(facts: Facts) -> str | None:
     if not seconds:
         return None
     slowest = max(seconds, key=lambda layer: seconds[layer])
+    total, middle, longest = map(_duration, (sum(seconds.values()), median(seconds.values()), seconds[slowest]))
     return (
-        f"{_duration(sum(seconds.values()))} for {plural(len(seconds), 'layer')}: {_duration(median(seconds.values()))} "
-        f"each in the median, layer {facts.layer_name(slowest)} took longest with {_duration(seconds[slowest])}."
+        f"{total} for {plural(len(seconds), 'layer')}: {middle} each in the median, "
+        f"layer {facts.layer_name(slowest)} took longest with {longest}."
     )
 
 
