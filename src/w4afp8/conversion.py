@@ -20,8 +20,8 @@ from w4afp8.checkpoint.journal import Journal
 from w4afp8.checkpoint.reader import CheckpointReader, read_json
 from w4afp8.convert import jobs as parallel
 from w4afp8.convert import output, resources
-from w4afp8.convert.plan_convert import Translation, plan_translation
 from w4afp8.convert.plan import Plan
+from w4afp8.convert.plan_convert import Translation, plan_translation
 from w4afp8.convert.publish import finish, side_files
 from w4afp8.convert.resources import Needs
 from w4afp8.convert.survey import headers_identity

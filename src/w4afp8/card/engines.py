@@ -51,7 +51,7 @@ def tags(format_name: str | None) -> tuple[str, ...]:
 
 
 def activation_scales(format_name: str | None) -> tuple[str, str]:
-    """What becomes of calibration's activation scales: ('read' | 'kept' | 'none' | 'unknown', the file of kept ones)."""
+    """What becomes of calibration's activation scales, 'read', 'kept', 'none' or 'unknown'; the file of kept ones."""
     found = checkpoint(format_name)
     if found is None:
         return "unknown", ""
