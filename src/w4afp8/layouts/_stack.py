@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,6 @@ from w4afp8.errors import FormatError
 from w4afp8.formats._spec import GroupWeight, MicroWeight, Weight
 from w4afp8.layouts._spec import STACKS, Holding, Layout, Piece
 from w4afp8.layouts._split import Split
-from w4afp8.numerics import fp4, int4
 
 Stored = dict[str, Tensor]  # by the piece's suffix; the expert axis is 1 long
 
@@ -34,15 +32,14 @@ class Matrix:
     @staticmethod
     def of(weight: Weight) -> Matrix:
         if isinstance(weight, GroupWeight):
-            return Matrix(int4.pack_low_first(weight.codes_NK).view(torch.uint8), weight.scale_NG)
+            return Matrix(weight.bytes_NJ, weight.scale_NG)
         assert isinstance(weight, MicroWeight), "the plan lets no other form through"
-        return Matrix(fp4.pack_low_first(weight.codes_NK), weight.exponent_NG)
+        return Matrix(weight.bytes_NJ, weight.exponent_NG)
 
     def weight(self, form: type[Weight]) -> Weight:
         """The middle form again."""
-        if form is GroupWeight:
-            return GroupWeight(int4.unpack_low_first(self.bytes_NJ), self.scale_NG)
-        return MicroWeight(fp4.unpack_low_first(self.bytes_NJ), self.scale_NG)
+        made = GroupWeight if form is GroupWeight else MicroWeight
+        return made.packed(self.bytes_NJ, self.scale_NG)
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,10 @@ class Stacker:
             logical.append(piece.order.load(raw, shape)[0])
         groups = self.shape(stack)[1] // self.split.sizes.group
         codes = _looked_up(_inverse(self.holding.values), logical[0])
-        scale_NG = self.holding.scales.decode(tuple(logical[1:]), groups)
+        if self.keeps_scales:  # what is stored is only near them
+            scale_NG = torch.ones((codes.shape[0], groups))
+        else:
+            scale_NG = self.holding.scales.decode(tuple(logical[1:]), groups)
         return self._part(stack, Matrix(codes, scale_NG), tp_rank)
 
     def _join(self, stack: str, matrices: Mapping[str, Matrix], tp_rank: int) -> Matrix:
@@ -173,26 +173,6 @@ def make(layout: Layout, form: str, split: Split, holding: int = 0, tolerance: f
     if isinstance(holdings, str):
         raise FormatError(f"{layout.name} holds no {form} weights: {holdings}")
     return Stacker(layout, holdings[holding], split, tolerance)
-
-
-def unpacked(item_format: Any, parts: Mapping[str, Tensor]) -> Matrix:
-    """A matrix from the tensors of its weight format, by suffix."""
-    return Matrix.of(item_format.unpack(parts))
-
-
-def packed(item_format: Any, matrix: Matrix, wanted: Mapping[str, TensorSpec]) -> dict[str, Tensor]:
-    """The tensors of a weight format again, by suffix, in the dtypes that they had."""
-    found = item_format.pack(matrix.weight(item_format.form))
-    return {suffix: _as(found[suffix], spec) for suffix, spec in wanted.items()}
-
-
-def _as(tensor: Tensor, spec: TensorSpec) -> Tensor:
-    dtype = DTYPES[spec.dtype]
-    if tensor.dtype == dtype:
-        return tensor
-    return tensor.to(dtype) if dtype.is_floating_point and tensor.dtype.is_floating_point else tensor.view(dtype)
-
-
 
 
 def _padded(tensor_NM: Tensor, n: int, m: int) -> Tensor:
