@@ -91,7 +91,7 @@ class Split:
                 f"{', '.join(map(str, held))}"
             )
         if any(length != self.intermediate for length in held):
-            found.append(f"each rank's {max(held)} channels are padded with zeros to {self.intermediate}")
+            found.append(f"a rank's channels are padded with zeros to {self.intermediate}")
         if self.hidden != s.hidden:
             found.append(f"{s.hidden} hidden channels are padded with zeros to {self.hidden}")
         return found
