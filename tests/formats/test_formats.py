@@ -11,11 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from w4afp8.formats._layouts import BY_NAME
 
 from w4afp8 import formats
 from w4afp8.checkpoint.spec import NAMES, TensorSpec
 from w4afp8.errors import FormatError, QuantizationError, RecipeError
-from w4afp8.formats._layouts import BY_NAME
 from w4afp8.formats._spec import AwareWeight, BlockWeight, GroupWeight, MicroWeight, PlainWeight, Weight
 from w4afp8.numerics import fp8
 

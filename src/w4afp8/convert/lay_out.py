@@ -99,7 +99,8 @@ def _units(
     by_layer: dict[int | None, list[str]] = {layer: [] for layer in (None, *range(d.all_layers))}
     for name, item in items.items():
         by_layer[item.expected.layer].append(name)
-    split = {layer: fill_shards([s for n in names for s in outputs[n]], shard_bytes) for layer, names in by_layer.items()}
+    listed = {layer: [spec for name in names for spec in outputs[name]] for layer, names in by_layer.items()}
+    split = {layer: fill_shards(specs, shard_bytes) for layer, specs in listed.items()}
     total = sum(len(shards) for shards in split.values())
     units, number = [], 0
     for layer, names in by_layer.items():

@@ -83,7 +83,9 @@ def table_of_eight(order: Order, channel: Order) -> Scales:
     """
 
     def encode(scale_NG: Tensor, tolerance: float) -> tuple[Tensor, ...]:
-        parts = [search(rows, tolerance, at * SEARCH_ROWS) for at, rows in enumerate(scale_NG.split(SEARCH_ROWS))]
+        parts = [
+            search(rows, tolerance, at * SEARCH_ROWS) for at, rows in enumerate(torch.split(scale_NG, SEARCH_ROWS))
+        ]
         t_NG = torch.cat([t for t, _ in parts])
         table = (t_NG[..., None] * torch.arange(-8.0, 0.0)).to(torch.float8_e4m3fn)
         return table, torch.cat([c for _, c in parts])

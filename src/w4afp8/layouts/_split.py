@@ -1,7 +1,7 @@
 """Which part of every expert a rank holds (TP), which experts (EP), and how far both are padded.
 
 TP cuts the intermediate size: rows of gate and of up, inputs of down.  A cut never goes through a group of inputs that
-share a scale; where the groups do not divide, the last rank is shorter and padded, as GPT-OSS's loaders do (formats: C7).
+share a scale; where the groups do not divide, the last rank is shorter and padded, as for GPT-OSS (formats: C7).
 EP keeps whole experts: rank r holds experts r * E / ep onwards.
 """
 

@@ -12,7 +12,7 @@ LAYOUT = Layout(
     version=1,
     read_by=V1,
     w13=UP_GATE,
-    int4="these releases interleave scales of 32 inputs, one byte each; int4 with a scale per 128 wants flashinfer-sm90-v2",
+    int4="these releases interleave scales of one byte per 32 inputs; int4 with one per 128 goes to flashinfer-sm90-v2",
     mxfp4=(
         Holding(
             Piece("_weight", ORDERS["flashinfer_sm90_v1_fp4"], "U8"),

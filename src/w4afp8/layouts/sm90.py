@@ -18,12 +18,11 @@ class Codes:
     """Low-even bytes [E, N, K/2] to tiles [E, N/64, K/128, 4096] and back."""
 
     expert_axis = 0
-    least = (1, TILE_ROWS, TILE_COLS // 2)
 
     def refusal(self, shape: tuple[int, ...]) -> str | None:
-        fits = len(shape) == 3 and shape[1] % TILE_ROWS == 0 and shape[2] * 2 % TILE_COLS == 0
-        return None if fits else f"sm90 stores [E, N, K/2] with N a multiple of {TILE_ROWS}, K of {TILE_COLS}, found \
-{list(shape)}"
+        if len(shape) == 3 and shape[1] % TILE_ROWS == 0 and shape[2] * 2 % TILE_COLS == 0:
+            return None
+        return f"sm90 stores [E, N, K/2], N a multiple of {TILE_ROWS} and K of {TILE_COLS}, found {list(shape)}"
 
     def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         self._require(shape)
@@ -49,8 +48,9 @@ class GroupScales:
     expert_axis = 0
 
     def refusal(self, shape: tuple[int, ...]) -> str | None:
-        fits = len(shape) == 3 and shape[1] % TILE_ROWS == 0
-        return None if fits else f"sm90 stores scales [E, N, G] with N a multiple of {TILE_ROWS}, found {list(shape)}"
+        if len(shape) == 3 and shape[1] % TILE_ROWS == 0:
+            return None
+        return f"sm90 stores scales [E, N, G], N a multiple of {TILE_ROWS}, found {list(shape)}"
 
     def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         why = self.refusal(shape)

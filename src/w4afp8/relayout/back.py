@@ -139,7 +139,7 @@ def _write_files(laid: LaidOut, out: Path) -> None:
     names = sorted(laid.record.files, key=lambda name: (name == CONFIG, name == INDEX, name))
     for name in names:
         said = laid.record.files[name]
-        content = (laid.folder / (_record.FILES if said["kept"] else ".") / name)
+        content = laid.folder / (_record.FILES if said["kept"] else ".") / name
         with content.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != said["sha256"]:
                 raise CheckpointError(f"{name}: not the bytes that it had; {laid.folder} is damaged, fetch it again")

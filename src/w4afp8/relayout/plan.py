@@ -73,14 +73,14 @@ class Order:
         """Every shard of the output, layer by layer."""
         gone = self.expert_tensors | self.scales.keys()
         by_layer: dict[int | None, list[TensorSpec]] = {None: []}
-        for item in self.inventory_specs(gone):
-            by_layer.setdefault(item[0], []).append(item[1])
-        for layer in self.layers:
-            by_layer.setdefault(layer, [])
-        numbers = sorted((n for n in by_layer if n is not None))
-        stacks = {n: self._stacks(self.layers[n], stacker) if n in self.layers else [] for n in numbers}
+        for layer, spec in self.carried(gone):
+            by_layer.setdefault(layer, []).append(spec)
+        for number in self.layers:
+            by_layer.setdefault(number, [])
+        numbers = sorted(n for n in by_layer if n is not None)
+        stacks: dict[int | None, list[TensorSpec]] = {n: self._stacks(n, stacker) for n in self.layers}
         alone = self.split.ranks == 1
-        top = {n: by_layer[n] + (stacks[n] if alone and n is not None else []) for n in (None, *numbers)}
+        top = {n: by_layer[n] + (stacks.get(n, []) if alone else []) for n in (None, *numbers)}
         own = {} if alone else stacks
         top_files, own_files = _files(top, self.shard_bytes), _files(own, self.shard_bytes)
         return tuple(
@@ -91,7 +91,7 @@ class Order:
             for n in (None, *numbers)
         )  # fmt: skip
 
-    def inventory_specs(self, gone: set[str]) -> Iterable[tuple[int | None, TensorSpec]]:
+    def carried(self, gone: set[str]) -> Iterable[tuple[int | None, TensorSpec]]:
         """(layer, tensor) of everything that is carried."""
         family = families.of(self.reader.config)
         d = family.dimensions(self.reader.config)
@@ -101,14 +101,13 @@ class Order:
                 if spec.name not in gone:
                     yield item.expected.layer, TensorSpec(spec.name, spec.dtype, spec.shape)
 
-    def _stacks(self, layer: Layer, stacker: Stacker) -> list[TensorSpec]:
+    def _stacks(self, number: int, stacker: Stacker) -> list[TensorSpec]:
+        layer = self.layers[number]
         scalars = _scalars.specs(self.layout, layer) if self.scales else []
         return [spec for _, _, spec in stacker.specs(layer.stem)] + scalars
 
 
-def prepare(
-    source: Path, layout_name: str, out: Path, *, tp: int, ep: int, tolerance: float, shard_gb: float
-) -> Order:
+def prepare(source: Path, layout_name: str, out: Path, *, tp: int, ep: int, tolerance: float, shard_gb: float) -> Order:
     """Read the headers and decide everything but what the values decide; nothing is written.
 
     Raises: RecipeError, CheckpointError, FormatError with every reason.
@@ -173,5 +172,3 @@ def _files(tensors: Mapping[int | None, list[TensorSpec]], shard_bytes: int) -> 
             files[file] = tuple(replace(spec, shard=file) for spec in specs)
         found[layer] = files
     return found
-
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from w4afp8.convert.publish import side_files
 from w4afp8.convert.survey import first_not_finite
 from w4afp8.errors import FormatError, QuantizationError, W4AFP8Error, raise_all
 from w4afp8.layouts._spec import STACKS
-from w4afp8.layouts._stack import Stacker
+from w4afp8.layouts._stack import Matrix, Stacker
 from w4afp8.relayout.plan import Order
 from w4afp8.validate import seal
 
@@ -77,7 +77,7 @@ def _choose(order: Order, progress: Progress) -> int:
     for layer in order.layers.values():
         for expert, holders in enumerate(layer.experts):
             name = f"{layer.stem}.{expert}"
-            matrices = {}
+            matrices: dict[str, Matrix] = {}
             for holder in holders:
                 tensors = holder.read(order.reader.read)
                 for spec in holder.item.tensors[1:]:
@@ -93,11 +93,12 @@ def _choose(order: Order, progress: Progress) -> int:
     for number, why in enumerate(refused):
         if not why:
             return number
-    raise_all(refused[-1][:MOST], FormatError, f"{order.layout.name} does not hold these scales")
+    near = "; --tolerance says how near is near enough" if order.stackers[-1].holding.scales.searched else ""
+    raise_all(refused[-1][:MOST], FormatError, f"{order.layout.name} does not hold these scales{near}")
     raise AssertionError("some holding refused, so one reason was raised")
 
 
-def _refusals(stacker: Stacker, name: str, matrices: Any) -> list[str]:
+def _refusals(stacker: Stacker, name: str, matrices: Mapping[str, Matrix]) -> list[str]:
     found = []
     for stack in STACKS:
         for rank in range(stacker.split.tp):

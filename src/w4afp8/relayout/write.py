@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from w4afp8.checkpoint.writer import ShardWriter
 from w4afp8.errors import FormatError
 from w4afp8.layouts import _record, _scalars
-from w4afp8.layouts._experts import Holder, Layer
+from w4afp8.layouts._experts import Layer
 from w4afp8.layouts._record import Record
 from w4afp8.layouts._spec import STACKS
 from w4afp8.layouts._split import folder_of
@@ -53,7 +54,7 @@ def write_unit(order: Order, stacker: Stacker, unit: Unit, record: Record) -> No
                 folder = order.out / folder_of(rank, stacker.split.ranks)
                 folder.mkdir(parents=True, exist_ok=True)
                 ranks.append(_Rank(writers(folder, shards)))
-        if unit.layer in order.layers:
+        if unit.layer is not None and unit.layer in order.layers:
             _write_stacks(order, stacker, order.layers[unit.layer], ranks)
         for name, writer in top.items():
             if name in order.reader.specs:
@@ -77,10 +78,12 @@ def _write_stacks(order: Order, stacker: Stacker, layer: Layer, ranks: list[_Ran
                 stored = stacker.store(stack, matrices, tp_rank)
                 rank = ranks[split.rank(ep_rank, tp_rank)]
                 for piece in stacker.pieces:
-                    rank.put(f"{layer.stem}.{stack}{piece.suffix}", piece.order.expert_axis, local, stored[piece.suffix])
+                    name = f"{layer.stem}.{stack}{piece.suffix}"
+                    rank.put(name, piece.order.expert_axis, local, stored[piece.suffix])
                 parts.append(stacker.load(stack, stored, tp_rank))
             back |= stacker.whole(stack, parts)
-        _compare(order, stacker, f"{layer.stem}.{expert}", holders, tensors, back)
+        for holder in holders:
+            _compare(order, stacker, tensors, holder.write(back))
     for ep_rank in range(split.ep) if order.scales else ():
         values = _scalars.reduced(order.layout, layer, split, ep_rank, order.reader.read)
         for tp_rank in range(split.tp):
@@ -88,19 +91,16 @@ def _write_stacks(order: Order, stacker: Stacker, layer: Layer, ranks: list[_Ran
                 ranks[split.rank(ep_rank, tp_rank)].writers[spec.name].put(spec.name, value)
 
 
-def _compare(
-    order: Order, stacker: Stacker, name: str, holders: tuple[Holder, ...], tensors: dict[str, Tensor], back: dict[str, Matrix]
-) -> None:
+def _compare(order: Order, stacker: Stacker, read: Mapping[str, Tensor], back: Mapping[str, Tensor]) -> None:
     """Raises: FormatError when the tensors that come back are not those that were read, bit for bit."""
-    for holder in holders:
-        for at, (tensor_name, found) in enumerate(holder.write(back).items()):
-            if at and stacker.keeps_scales:
-                continue  # the true scales stand in KEPT
-            if not torch.equal(found.reshape(-1).view(torch.uint8), tensors[tensor_name].reshape(-1).view(torch.uint8)):
-                raise FormatError(
-                    f"{tensor_name} ({name}): read back from {order.layout.name} it has other bytes; the source holds "
-                    f"what {order.weight.name} does not say, quantize it again"
-                )
+    for at, (name, found) in enumerate(back.items()):
+        if at and stacker.keeps_scales:
+            return  # the true scales stand in KEPT
+        if not torch.equal(*(tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (found, read[name]))):
+            raise FormatError(
+                f"{name}: read back from {order.layout.name} it has other bytes; the source holds what "
+                f"{order.weight.name} does not say, quantize it again"
+            )
 
 
 def write_kept(order: Order, stacker: Stacker) -> None:

@@ -38,7 +38,7 @@ def validate_layout(folder: Path, against: Path | None = None, on_progress: Prog
     What is wrong stands in the report.  Memory is a few experts.
     """
     began = time.monotonic()
-    report = ValidationReport(__version__, folder.resolve().name, against and against.resolve().name, "", None)
+    report = ValidationReport(__version__, folder.resolve().name, against.resolve().name if against else None, "", None)
     checks = _Checks()
     report.checks += checks.all
     try:
@@ -49,6 +49,7 @@ def validate_layout(folder: Path, against: Path | None = None, on_progress: Prog
             check.skip("the directory cannot be read")
         return report
     with laid:
+        report.against = report.against or f"its canonical checkpoint ({laid.record.canonical[:12]}...)"
         report.format = f"{laid.record.weight_format} in {laid.record.layout}"
         try:
             checks.run(laid, on_progress or silent)
@@ -125,6 +126,7 @@ class _Checks:
         ranks = laid.split.ranks
         stacks = [spec for layer in laid.layers.values() for spec in _stack_specs(laid, layer)]
         carried = [laid.specs[name] for name in laid.others() if name not in laid.kept]
+        places: list[tuple[str, int | None, list[TensorSpec]]]
         places = [("", None, [*carried, *stacks] if ranks == 1 else carried)]
         places += [(folder_of(rank, ranks), rank, stacks) for rank in range(ranks)] if ranks > 1 else []
         for tag, rank, expected in places:
@@ -206,8 +208,10 @@ class _Checks:
             shards = {path.name: path for path in sorted(against.glob("*.safetensors"))}
             digests = {name: seal_file(path)[0].sha256 for name, path in shards.items()}
             if _record.canonical_checksum(digests) != laid.record.canonical:
-                self.proven.blame(str(against.name), "another checkpoint", f"the canonical one, {laid.record.canonical}",
-                                  "give --against the directory that was converted")  # fmt: skip
+                self.proven.blame(
+                    against.name, "another checkpoint", f"the canonical one, {laid.record.canonical}",
+                    "give --against the directory that was converted",
+                )  # fmt: skip
                 return
         if why is not None:
             self.proven.skip(f"{why}; validate the canonical checkpoint, then convert it, or give it as --against")
