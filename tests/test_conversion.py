@@ -169,8 +169,12 @@ def test_what_cannot_be_converted_is_refused_with_the_reason(
     out, there = tmp_path / "out", tmp_path / "ct"
     fp8, sglang = toy("plain"), quantized()
     refused(lambda: convert(fp8, CT, out), RecipeError, "deepseek_fp8, and cannot become .*use w4afp8 quantize", out)
-    refused(lambda: convert(sglang, SGLANG, out), RecipeError, "stands in that format already", out)
-    refused(lambda: convert(sglang, "bf16", out), RecipeError, "'bf16' is no checkpoint format; known: comp", out)
+    refused(lambda: convert(sglang, SGLANG, out), RecipeError, "stands in sglang_w4afp8 already", out)
+    refused(lambda: convert(sglang, "bf16", out), RecipeError, "more digits than bfloat16 holds", out)
+    refused(
+        lambda: convert(sglang, "compressed_tensors_fp8", out), RecipeError, "is no checkpoint format; known: b", out
+    )
+    refused(lambda: convert(sglang, "compressed_tensors_int4", out), RecipeError, "is read, not written", out)
     refused(lambda: convert(sglang, "sglang", out), RecipeError, "did you mean 'sglang_w4afp8'", out)
     convert(sglang, CT, there)
     scales = there / "w4afp8" / "act_scales.safetensors"
@@ -179,7 +183,12 @@ def test_what_cannot_be_converted_is_refused_with_the_reason(
     save_file({"odd": torch.ones(1)}, scales)
     refused(lambda: convert(there, SGLANG, out), FormatError, "does not hold the activation scales", out)
     with_16_bit_attention(sglang)
-    refused(lambda: convert(sglang, CT, out), RecipeError, "q_a_proj.weight stands in bf16", out)
+    refused(
+        lambda: convert(sglang, CT, out),
+        RecipeError,
+        "q_a_proj.weight has 16 bits and .* stands in compressed_tensors_fp8",
+        out,
+    )
     with pytest.raises(CheckpointError, match="validate has no proof for compressed_tensors_w4a8"):
         validate(there)
 

@@ -18,6 +18,7 @@ from w4afp8 import _version, formats
 from w4afp8.checkpoint import atomic
 from w4afp8.checkpoint.journal import Journal
 from w4afp8.checkpoint.reader import CheckpointReader, read_json
+from w4afp8.convert import jobs as parallel
 from w4afp8.convert import output, resources
 from w4afp8.convert.plan_convert import Translation, plan_translation
 from w4afp8.convert.publish import finish, side_files
@@ -45,10 +46,11 @@ class Conversion:
     translation: Translation
     needs: Needs
     out: Path
+    jobs: int
 
 
-def prepare(source: Path, format_name: str, out: Path, shard_gb: float) -> Conversion:
-    """Read the headers and plan every tensor; nothing is written.
+def prepare(source: Path, format_name: str, out: Path, shard_gb: float, jobs: int | None = None) -> Conversion:
+    """Read the headers and plan every tensor; nothing is written.  `jobs` experts at a time (default: by the cores).
 
     Raises: RecipeError, CheckpointError, FormatError with the reason.
     """
@@ -58,8 +60,10 @@ def prepare(source: Path, format_name: str, out: Path, shard_gb: float) -> Conve
     weights = (form.specs("", *place.shape) for step in translation.steps for place in step.sources)
     largest = max((sum(spec.span_bytes for spec in specs) for specs in weights), default=0)
     resident = psutil.Process().memory_info().rss
-    needs = Needs(resident, {"one matrix": COPIES * largest}, output=translation.plan.total_bytes, state=0)
-    return Conversion(translation, needs, out)
+    jobs = parallel.default() if jobs is None else parallel.check(jobs)
+    phases = {"one matrix a job": jobs * COPIES * largest}
+    needs = Needs(resident, phases, output=translation.plan.total_bytes, state=0)
+    return Conversion(translation, needs, out, jobs)
 
 
 def run(
@@ -82,6 +86,7 @@ def run(
     if journal.fingerprint is None:
         check_values(
             prepared.translation,
+            prepared.jobs,
             lambda done, of: listener({"event": "progress", "unit": "source values", "done": done, "of": of}),
         )
     journal.open(_fingerprint(prepared))
@@ -101,7 +106,7 @@ def _write_units(prepared: Conversion, journal: Journal, listener: Listener, sto
         if stop():
             raise Stopped(f"stopped before {unit.name}; everything before it is kept, run the same command to go on")
         began = time.monotonic()
-        journal.finish(unit.name, {"digests": write_unit(prepared.translation, prepared.out, unit)})
+        journal.finish(unit.name, {"digests": write_unit(prepared.translation, prepared.out, unit, prepared.jobs)})
         seconds = round(time.monotonic() - began, 3)
         listener({"event": "unit", "unit": unit.name, "layer": unit.layer, "seconds": seconds})
 

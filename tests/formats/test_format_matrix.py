@@ -16,10 +16,12 @@ from w4afp8 import formats
 from w4afp8.errors import FormatError, QuantizationError
 from w4afp8.formats import _conversion as conversion
 from w4afp8.formats._conversion import judge, translate
-from w4afp8.formats._spec import AwareWeight, BlockWeight, GroupWeight, MicroWeight, PlainWeight, Weight
+from w4afp8.formats._move import move
+from w4afp8.formats._spec import AwareWeight, BlockWeight, FineWeight, GroupWeight, MicroWeight, PlainWeight, Weight
 from w4afp8.numerics import fp8
 
 PAGE = Path(__file__).parents[2] / "docs" / "format-matrix.md"
+CALIBRATED = torch.tensor([0.5])
 PAIRS = [(a, b) for a in formats.names() for b in formats.names()]
 
 
@@ -28,14 +30,20 @@ def group() -> GroupWeight:
     return GroupWeight(torch.randint(-8, 8, (4, 256), dtype=torch.int8), scale)
 
 
+def aware() -> AwareWeight:
+    weight, ones = group(), torch.ones(256, dtype=torch.bfloat16)
+    return AwareWeight(weight, ones, weight.scale_NG.amax() / 64, torch.tensor(0.5))
+
+
 # A weight of each form that fulfils every condition of the matrix.
 FITTING: dict[type[Weight], Callable[[], Weight]] = {
     GroupWeight: group,
-    AwareWeight: lambda: AwareWeight(group(), torch.ones(256, dtype=torch.bfloat16), torch.rand(()), torch.rand(())),
+    FineWeight: lambda: move(group(), FineWeight),
+    AwareWeight: aware,
     MicroWeight: lambda: MicroWeight(
-        torch.randint(0, 16, (4, 256), dtype=torch.uint8), torch.randint(1, 253, (4, 8), dtype=torch.uint8)
+        torch.randint(0, 16, (4, 256), dtype=torch.uint8), torch.randint(120, 135, (4, 8), dtype=torch.uint8)
     ),
-    BlockWeight: lambda: BlockWeight(*fp8.encode_blocks(torch.randn(4, 256))),
+    BlockWeight: lambda: BlockWeight(fp8.encode(torch.randn(4, 256)), torch.tensor([[0.25, 8.0]])),
     PlainWeight: lambda: PlainWeight(torch.randn(4, 256).to(torch.bfloat16)),
 }
 
@@ -51,13 +59,13 @@ def test_every_pair_keeps_every_number_or_is_refused_with_the_matrixs_reason(sou
     verdict = judge(source, target)
     if verdict.refusal:
         with pytest.raises(FormatError) as caught:
-            translate(a.unpack(parts), a, b)
+            translate(a.unpack(parts), a, b, CALIBRATED)
         assert str(caught.value) == f"{source} to {target}: {verdict.refusal}"
         return
-    there = translate(a.unpack(parts), a, b)
+    there = translate(a.unpack(parts), a, b, CALIBRATED)
     assert torch.equal(b.unpack(there).dequantize(), a.unpack(parts).dequantize())
     if judge(target, source).refusal is None:
-        assert raw(translate(b.unpack(there), b, a)) == raw(parts), "and back, byte for byte"
+        assert raw(translate(b.unpack(there), b, a, CALIBRATED)) == raw(parts), "and back, byte for byte"
 
 
 def test_the_forms_of_the_matrix_are_all_there() -> None:
@@ -66,7 +74,8 @@ def test_the_forms_of_the_matrix_are_all_there() -> None:
         for b in forms:
             listed = ((a, b) in conversion.REFUSED) + ((a, b) in conversion.EXACT) + (a is b)
             assert listed == 1, (a, b)
-    assert set(conversion.NARROW) <= set(formats.names())
+    assert {target for _, target in conversion.NARROW} <= set(formats.names())
+    assert {form for form, _ in conversion.NARROW} <= forms
 
 
 def test_what_the_condition_forbids_is_named() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +39,7 @@ class CheckpointReader:
         self.shards: tuple[str, ...] = tuple(sorted(set(weight_map.values())))
         self.specs: dict[str, TensorSpec] = self._specs(weight_map)
         self._files: dict[str, int] = {}
+        self._opening = threading.Lock()
 
     def _weight_map(self) -> dict[str, str]:
         index, single = self.folder / INDEX, self.folder / SINGLE
@@ -126,8 +128,9 @@ class CheckpointReader:
             yield raw
 
     def _fill(self, spec: TensorSpec, raw: Tensor, skip_bytes: int) -> None:
-        if spec.shard not in self._files:
-            self._files[spec.shard] = os.open(self.shard_path(spec.shard), os.O_RDONLY)
+        with self._opening:
+            if spec.shard not in self._files:
+                self._files[spec.shard] = os.open(self.shard_path(spec.shard), os.O_RDONLY)
         buffer = raw.numpy().data
         done = 0
         while done < len(buffer):

@@ -18,13 +18,15 @@ from w4afp8.checkpoint.spec import NAMES, TensorSpec
 from w4afp8.errors import CheckpointError
 
 METADATA = {"format": "pt"}  # transformers-style loaders look for it
+# Written bytes are sent to the disk this early, so that the end of a large file has not all of them to wait for.
+AHEAD_BYTES = 64 << 20
 
 
 class ShardWriter:
     """Writes `path` through `path.partial`; memory is one tensor, not one shard.
 
     Tensors may come in any order, the parts of one (`put_part`) as they stand in it.  `finish` refuses until every
-    planned tensor is written.
+    planned tensor is written.  Several threads may put different tensors.
     """
 
     def __init__(self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str] | None = None) -> None:
@@ -38,13 +40,14 @@ class ShardWriter:
         self._across: dict[str, tuple[TensorSpec, int]] = {}
         self.digests: dict[str, str] = {}
         self._file = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._behind_bytes = 0
         write_all(self._file, memoryview(header), 0)
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Write one tensor.  Raises: CheckpointError when its dtype or shape is not the planned one."""
         spec = self._take(name)
         data = _bytes_of(tensor, spec)
-        write_all(self._file, data, spec.begin)
+        self._write(data, spec.begin)
         self.digests[name] = hashlib.sha256(data).hexdigest()
 
     def put_part(self, name: str, index: int, tensor: Tensor) -> None:
@@ -58,7 +61,7 @@ class ShardWriter:
         if index != done:
             raise CheckpointError(f"{spec}: part {index} came, expected part {done}")
         data = _bytes_of(tensor, spec.part(index))
-        write_all(self._file, data, spec.part(index).begin)
+        self._write(data, spec.part(index).begin)
         digest.update(data)
         if done + 1 < spec.shape[0]:
             self._begun[name] = (spec, done + 1, digest)
@@ -77,7 +80,7 @@ class ShardWriter:
             raise CheckpointError(f"{spec}: part {index} came, expected part {done}")
         for outer in range(spec.shape[0]):
             run = spec.part(outer).part(index)
-            write_all(self._file, _bytes_of(tensor[outer], run), run.begin)
+            self._write(_bytes_of(tensor[outer], run), run.begin)
         if done + 1 < spec.shape[1]:
             self._across[name] = (spec, done + 1)
 
@@ -91,9 +94,16 @@ class ShardWriter:
         for piece in reader.read_bytes(source_name):
             data = piece.numpy().data
             digest.update(data)
-            write_all(self._file, data, position)
+            self._write(data, position)
             position += len(data)
         self.digests[name] = digest.hexdigest()
+
+    def _write(self, data: memoryview, position: int) -> None:
+        write_all(self._file, data, position)
+        self._behind_bytes += len(data)  # of two threads one may be forgotten: nothing but a little time hangs on it
+        if self._behind_bytes >= AHEAD_BYTES:
+            self._behind_bytes = 0
+            os.fdatasync(self._file)
 
     def _take(self, name: str) -> TensorSpec:
         spec = self._waiting.pop(name, None)

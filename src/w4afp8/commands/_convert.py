@@ -33,9 +33,9 @@ class Screen:
         return RunProgress(self.console, units, quiet=not self.text)
 
 
-def to_format(screen: Screen, name: str, shard_gb: float, resume: Resume) -> dict[str, Any]:
+def to_format(screen: Screen, name: str, shard_gb: float, jobs: int | None, resume: Resume) -> dict[str, Any]:
     """Another checkpoint format."""
-    prepared = conversion.prepare(screen.source, name, screen.out, shard_gb)
+    prepared = conversion.prepare(screen.source, name, screen.out, shard_gb, jobs)
     translation = prepared.translation
     screen.head(translation.source.name, name)
     with StopRequests(screen.errors) as stop, screen.progress(len(translation.plan.units)) as progress:

@@ -22,12 +22,15 @@ from w4afp8.errors import RecipeError
 @click.option("-o", "--output-dir", type=click.Path(path_type=Path),
               help="Default: SOURCE-NAME, beside the source if that is the working directory, else here.")  # fmt: skip
 @click.option("--shard-gb", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True)
+@click.option(
+    "--jobs", type=int, help="Of --format: experts converted at a time.  Default: one more than cores, at most 8."
+)
 @click.option("--resume", type=click.Choice(["auto", "required", "never"]), default="auto", show_default=True)
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 @JSON_FLAG
 def convert(
     source: str, format_name: str | None, layout_name: str | None, tp: int, ep: int, tolerance: float,
-    output_dir: Path | None, shard_gb: float, resume: str, quiet: bool, as_json: bool,
+    output_dir: Path | None, shard_gb: float, jobs: int | None, resume: str, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Move a 4-bit checkpoint to another format or layout, every number read back, or say why it cannot be.
 
@@ -42,14 +45,16 @@ def convert(
         raise RecipeError("give either --format or --layout: what is the checkpoint to become?")
     if (tp, ep, tolerance) != (1, 1, 0.0) and layout_name in (None, layouts.CANONICAL):
         raise RecipeError("--tp, --ep and --tolerance belong to a --layout; its way back takes every rank there is")
-    resources.return_freed_memory()
+    if jobs is not None and format_name is None:
+        raise RecipeError("--jobs belongs to --format; a layout's experts are written one after the other")
+    resources.keep_freed_memory()
     folder = hub.find_model(source)
     out = output_dir or default_output(folder, format_name or layout_name or "")
     text = not (quiet or as_json)
     screen = _convert.Screen(OUT, ERR, folder, out, text)
     mode = Resume(resume)
     if format_name is not None:
-        found = _convert.to_format(screen, format_name, shard_gb, mode)
+        found = _convert.to_format(screen, format_name, shard_gb, jobs, mode)
     elif layout_name == layouts.CANONICAL:
         found = _convert.to_canonical(screen, mode)
     else:

@@ -42,7 +42,11 @@ class UnitWriter:
             if source in instead:
                 self.put(name, instead[source])
             else:
-                self._home[name].copy(name, reader, source)
+                self.copy(name, reader)
+
+    def copy(self, name: str, reader: CheckpointReader) -> None:
+        """Copy one tensor of the output, which may have another name in the source."""
+        self._home[name].copy(name, reader, self.unit.renamed.get(name, name))
 
     def recode(self, weights: Weights, linear: WeightFormat, instead: Mapping[str, Tensor]) -> None:
         """Write the matrices that change format on the way, folded ones as the fold left them."""

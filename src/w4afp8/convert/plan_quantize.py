@@ -9,11 +9,10 @@ from typing import Any
 from w4afp8 import formats
 from w4afp8.convert.lay_out import input_scale_specs, is_recoded, lay_out, packed
 from w4afp8.convert.plan import Plan
-from w4afp8.errors import RecipeError, raise_all
+from w4afp8.errors import QuantizationError, RecipeError, raise_all
 from w4afp8.families._inventory import Item
 from w4afp8.families._spec import Dimensions, Family, Role
 from w4afp8.formats._target import CheckpointFormat
-from w4afp8.numerics.groups import GROUP
 from w4afp8.recipes._recipe import Mtp, Recipe
 
 
@@ -78,9 +77,9 @@ def _quantized_names(
         )
     for stem in sorted(chosen & must):
         n, k = matrices[stem].expected.shape
-        if k % GROUP:
-            problems.append(
-                f"{stem} is [{n}, {k}]; {target.name} scales groups of {GROUP} inputs, and {k} is no multiple"
-            )
+        try:
+            target.expert_weight.specs(stem, n, k)
+        except QuantizationError as error:
+            problems.append(f"{stem} is [{n}, {k}]; {target.name}: {error}")
     raise_all(problems[:20], RecipeError, f"the recipe's targets do not fit {target.name}")
     return frozenset(matrices[stem].expected.name for stem in chosen & must)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from w4afp8 import registry
+from w4afp8 import formats, registry
 from w4afp8.errors import CheckpointError
-from w4afp8.families._spec import Family
+from w4afp8.families._spec import Dimensions, Family, Role, Sizes
 
 
 @cache
@@ -32,3 +33,27 @@ def of(config: Mapping[str, Any]) -> Family:
             return get(name)
     known = ", ".join(t for name in names() for t in get(name).model_types)
     raise CheckpointError(f"config.json: model_type is {model_type!r}; known: {known}")
+
+
+def arranged(family: Family, sizes: Sizes, names: Container[str]) -> Family:
+    """The family as a checkpoint with these tensors arranges its experts: sharing tensors, or a name each."""
+    if family.apart is None:
+        return family
+    own = next(item.stem for item in family.apart(sizes).values() if item.role is Role.EXPERT)
+    if any(own + suffix in names for suffix in formats.carriers()):
+        return replace(family, expected=family.apart, apart=None)
+    return family
+
+
+def decodable(family: Family, config: Mapping[str, Any]) -> Dimensions:
+    """The hyper-parameters of a model that `model/` can run.
+
+    Raises: CheckpointError for a family whose forward pass is not written: its checkpoints convert, no more.
+    """
+    found = family.dimensions(config)
+    if not isinstance(found, Dimensions):
+        raise CheckpointError(
+            f"family {family.name}: there is no forward pass of it here, so it can be neither calibrated nor compared; "
+            "w4afp8 convert moves its weights between formats"
+        )
+    return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from w4afp8 import formats
 from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.errors import CheckpointError, FormatError, raise_all
-from w4afp8.families._spec import VECTOR_DTYPES, Dimensions, Expected, Family
+from w4afp8.families._spec import Expected, Family, Role, Sizes
 from w4afp8.formats._spec import WeightFormat
 
 MOST_MISSING = 100_000  # that many missing tensors are still named; a config that promises more is of another model
@@ -29,7 +29,7 @@ class Item:
 
 def take_inventory(
     family: Family,
-    dimensions: Dimensions,
+    dimensions: Sizes,
     specs: Mapping[str, TensorSpec],
     extra: Mapping[str, TensorSpec] | None = None,
 ) -> dict[str, Item]:
@@ -45,6 +45,8 @@ def take_inventory(
     for expected in family.expected(dimensions).values():
         found = _tensors_of(expected, specs)
         if not found:
+            if not expected.required:
+                continue
             problems.append(f"{expected.name} is missing: expected a {expected.role} of {list(expected.shape)}")
             continue
         try:
@@ -70,7 +72,19 @@ def take_inventory(
     return items
 
 
-def _refuse_the_absurd(d: Dimensions, found: int) -> None:
+def format_of_experts(family: Family, sizes: Sizes, specs: Mapping[str, TensorSpec]) -> WeightFormat | None:
+    """What the first routed expert stands in, decided by its tensors; None when there is no routed expert.
+
+    Raises: FormatError when no format reads it.
+    """
+    first = next((e for e in family.expected(sizes).values() if e.role is Role.EXPERT), None)
+    if first is None:
+        return None
+    n, k = first.shape
+    return formats.detect(first.stem, _tensors_of(first, specs), n, k, first.stack)
+
+
+def _refuse_the_absurd(d: Sizes, found: int) -> None:
     """A config may not make us name a billion tensors before we notice that they are not there."""
     promised = d.all_layers + max(0, d.all_layers - d.dense_layers) * d.experts * 3
     if promised > 4 * found + MOST_MISSING:
@@ -95,8 +109,9 @@ def _tensors_of(expected: Expected, specs: Mapping[str, TensorSpec]) -> dict[str
 def _match(expected: Expected, found: Mapping[str, TensorSpec]) -> Item:
     if not expected.matrix:
         spec = found[expected.name]
-        if spec.dtype not in VECTOR_DTYPES or spec.shape != expected.shape:
-            raise FormatError(f"{spec}: expected {' or '.join(VECTOR_DTYPES)} {list(expected.shape)}")
+        shape = (expected.stack, *expected.shape) if expected.stack else expected.shape
+        if spec.dtype not in expected.dtypes or spec.shape != shape:
+            raise FormatError(f"{spec}: expected {' or '.join(expected.dtypes)} {list(shape)}")
         return Item(expected, None, (spec,))
     n, k = expected.shape
     fmt = formats.detect(expected.stem, found, n, k, expected.stack)

@@ -41,7 +41,7 @@ def target(name: str) -> CheckpointFormat:
 
 def targets() -> tuple[str, ...]:
     """Every checkpoint format that `quantize` writes and `validate` proves."""
-    return tuple(name for name in checkpoints() if checkpoint(name).validated)
+    return tuple(name for name in checkpoints() if checkpoint(name).validated and checkpoint(name).written)
 
 
 def checkpoint(name: str) -> CheckpointFormat:

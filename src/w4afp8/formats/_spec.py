@@ -16,6 +16,7 @@ from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.numerics import e8m0, fp4, fp8, groups, int4
 
 MICRO_GROUP = 32  # inputs that share one E8M0 scale in every MXFP4 format
+FINE_GROUP = 32  # inputs that share one scale in the int4 checkpoints that are finer than every W4AFP8 kernel
 
 
 class Weight(Protocol):
@@ -65,6 +66,17 @@ class GroupWeight:
 
     def dequantize(self) -> Tensor:
         return groups.decode(self.codes_NK, self.scale_NG, self.group_k)
+
+
+@dataclass(frozen=True, slots=True)
+class FineWeight:
+    """Int4 in groups of 32 along K: a source that becomes groups of 128 where four scales are one."""
+
+    bytes_NJ: Tensor  # uint8 [N, K/2], as GroupWeight has them
+    scale_NG: Tensor  # float32; real = code * scale
+
+    def dequantize(self) -> Tensor:
+        return groups.decode(int4.unpack_low_first(self.bytes_NJ), self.scale_NG, FINE_GROUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +198,18 @@ class WeightFormat:
 
 def _stacked(shape: tuple[int, ...], stack: int) -> tuple[int, ...]:
     return (stack, *shape) if stack else shape
+
+
+def vector(dtype: str) -> WeightFormat:
+    """A vector as a matrix of one column, so that what has one number for each row moves as the rows do."""
+    return WeightFormat(
+        name=dtype,
+        bits=16,
+        form=PlainWeight,
+        parts=(Part("", (dtype,), lambda n, k: (n,)),),
+        unpack=lambda parts: PlainWeight(parts[""]),
+        pack=lambda weight: {"": weight.real_NK},
+    )
 
 
 def matrix(n: int, k: int) -> tuple[int, ...]:

@@ -15,14 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w4afp8 import families, layouts
+from w4afp8 import layouts
 from w4afp8.checkpoint.header import read_header
 from w4afp8.checkpoint.reader import CONFIG, CheckpointReader, read_json
 from w4afp8.checkpoint.spec import DTYPES, TensorSpec
 from w4afp8.errors import CheckpointError
-from w4afp8.families._inventory import Item, take_inventory
 from w4afp8.layouts import _record, _stack
-from w4afp8.layouts._experts import Holder, Layer, layers_of, static_scales
+from w4afp8.layouts._experts import Holder, Layer, inventory, layers_of
 from w4afp8.layouts._spec import STACKS
 from w4afp8.layouts._split import Sizes, Split, folder_of
 from w4afp8.layouts._stack import Matrix, Stacker, Stored
@@ -79,13 +78,10 @@ class LaidOut:
         return {spec.name: spec for spec in read_header(path)[0]} if path.is_file() else {}
 
     @cached_property
-    def inventory(self) -> dict[str, Item]:
-        family = families.of(self.config)
-        return take_inventory(family, family.dimensions(self.config), self.specs, static_scales(self.specs))
-
-    @cached_property
     def layers(self) -> dict[int, Layer]:
-        return layers_of(families.of(self.config), self.inventory.values())
+        """Where the canonical checkpoint keeps its experts."""
+        family, items = inventory(self.config, self.specs)
+        return layers_of(family, items.values())
 
     def stored(self, layer: Layer, expert: int, stack: str, tp_rank: int) -> Stored:
         """One expert's pieces as a rank holds them, by suffix."""

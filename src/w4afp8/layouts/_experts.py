@@ -6,18 +6,20 @@ Made from the inventory alone, so that every family and every arrangement is rea
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from w4afp8 import formats
+from w4afp8 import families, formats
 from w4afp8.checkpoint.spec import DTYPES, TensorSpec
 from w4afp8.errors import FormatError, RecipeError, raise_all
-from w4afp8.families._inventory import Item
+from w4afp8.families._inventory import Item, take_inventory
 from w4afp8.families._spec import PROJECTIONS, Family, Role
 from w4afp8.formats import _rows
 from w4afp8.formats._spec import WeightFormat
+from w4afp8.formats._target import InputScale
 from w4afp8.layouts._spec import FORMS
 from w4afp8.layouts._split import Sizes
 from w4afp8.layouts._stack import Matrix
@@ -71,7 +73,6 @@ class Layer:
 
 def layers_of(family: Family, items: Iterable[Item]) -> dict[int, Layer]:
     """Every layer whose experts stand in 4 bits.  Raises: RecipeError when none does, or some of a layer do not."""
-    names: tuple[str, ...] = getattr(family, "projections", PROJECTIONS)
     found: dict[int, dict[int, list[Holder]]] = {}
     stems: dict[int, str] = {}
     wide: dict[int, str] = {}
@@ -86,7 +87,7 @@ def layers_of(family: Family, items: Iterable[Item]) -> dict[int, Layer]:
         parts = SHARED.match(expected.stem) if expected.stack else OWN.match(expected.stem)
         assert parts is not None, f"{expected.name}: no expert's name"
         stems[expected.layer] = parts[1]
-        own = expected.holds or (PROJECTIONS[names.index(parts[parts.lastindex or 0])],)
+        own = expected.holds or (PROJECTIONS[family.projections.index(parts[parts.lastindex or 0])],)
         for number in range(expected.stack) if expected.stack else [int(parts[2])]:
             layer.setdefault(number, []).append(Holder(item, number if expected.stack else None, own))
     mixed = sorted(found.keys() & wide.keys())
@@ -124,17 +125,31 @@ def sizes_of(layers: Mapping[int, Layer]) -> tuple[str, WeightFormat, Sizes]:
 
 def static_scales(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
     """Static activation scales among a checkpoint's tensors, by name: those that some checkpoint format writes."""
-    rules = [formats.checkpoint(name).input_scale for name in formats.checkpoints()]
-    words = {word for rule in rules if rule for word in rule.names.values()}
+    words = {word for rule in _rules() for word in rule.names.values()}
     found = {name: INPUT_SCALE.match(name) for name in specs}
     return {name: specs[name] for name, match in found.items() if match and match[3] in words}
 
 
 def scale_names(layer: Layer, expert: int) -> dict[str, str]:
     """Projection -> the name of its static scale, as the formats write it."""
-    rules = [formats.checkpoint(name).input_scale for name in formats.checkpoints()]
-    words = next(rule.names for rule in rules if rule)
+    words = next(rule.names for rule in _rules())
     return {projection: f"{layer.stem}.{expert}.{word}.input_scale" for projection, word in words.items()}
+
+
+def _rules() -> Iterator[InputScale]:
+    """How formats name static scales that stand beside the weights."""
+    for name in formats.checkpoints():
+        rule = formats.checkpoint(name).input_scale
+        if rule.names and not rule.within:
+            yield rule
+
+
+def inventory(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> tuple[Family, dict[str, Item]]:
+    """Every tensor of a checkpoint with its meaning.  Raises: CheckpointError for what the config does not promise."""
+    family = families.of(config)
+    sizes = family.dimensions(config)
+    family = families.arranged(family, sizes, specs)
+    return family, take_inventory(family, sizes, specs, static_scales(specs))
 
 
 def _as(tensor: Tensor, spec: TensorSpec) -> Tensor:

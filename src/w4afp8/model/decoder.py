@@ -65,7 +65,7 @@ class Decoder:
 
     def expert(self, layer: int, expert: int) -> tuple[Tensor, Tensor, Tensor]:
         """One expert's gate [I, H], up [I, H] and down [H, I], float32."""
-        gate, up, down = expert_matrices(self.family, layer, expert)
+        gate, up, down = expert_matrices(self.family, self.d, layer, expert)
         return self.weights.matrix(gate), self.weights.matrix(up), self.weights.matrix(down)
 
     def add_experts(

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import psutil
 
-from w4afp8 import families, layouts
+from w4afp8 import layouts
 from w4afp8.checkpoint.reader import CheckpointReader
 from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.convert.lay_out import fill_shards
 from w4afp8.convert.plan import OUTSIDE
 from w4afp8.convert.resources import Needs
 from w4afp8.errors import CheckpointError, RecipeError, raise_all
-from w4afp8.families._inventory import take_inventory
+from w4afp8.families._inventory import Item
 from w4afp8.formats._spec import WeightFormat
 from w4afp8.layouts import _record, _scalars
-from w4afp8.layouts._experts import Layer, layers_of, scale_names, sizes_of, static_scales
+from w4afp8.layouts._experts import Layer, inventory, layers_of, scale_names, sizes_of, static_scales
 from w4afp8.layouts._spec import Layout
 from w4afp8.layouts._split import Split
 from w4afp8.layouts._stack import Stacker
@@ -54,6 +54,7 @@ class Order:
     layout: Layout
     form: str
     weight: WeightFormat
+    items: tuple[Item, ...]
     layers: Mapping[int, Layer]
     scales: Mapping[str, TensorSpec]  # static activation scales of the source
     stackers: tuple[Stacker, ...]  # one for each holding of the layout: the values decide which
@@ -93,10 +94,7 @@ class Order:
 
     def carried(self, gone: set[str]) -> Iterable[tuple[int | None, TensorSpec]]:
         """(layer, tensor) of everything that is carried."""
-        family = families.of(self.reader.config)
-        d = family.dimensions(self.reader.config)
-        items = take_inventory(family, d, self.reader.specs, self.scales)
-        for item in items.values():
+        for item in self.items:
             for spec in item.tensors:
                 if spec.name not in gone:
                     yield item.expected.layer, TensorSpec(spec.name, spec.dtype, spec.shape)
@@ -118,9 +116,8 @@ def prepare(source: Path, layout_name: str, out: Path, *, tp: int, ep: int, tole
         )
     layout = layouts.get(layout_name)
     reader = CheckpointReader(source)
-    family = families.of(reader.config)
     scales = static_scales(reader.specs)
-    items = take_inventory(family, family.dimensions(reader.config), reader.specs, scales)
+    family, items = inventory(reader.config, reader.specs)
     layers = layers_of(family, items.values())
     form, weight, sizes = sizes_of(layers)
     _require_scales(layers, scales)
@@ -135,7 +132,10 @@ def prepare(source: Path, layout_name: str, out: Path, *, tp: int, ep: int, tole
     problems += [] if problems else stackers[-1].refusals()
     raise_all(problems, RecipeError, f"{layout.name} does not take this checkpoint")
     largest = 3 * sizes.hidden * sizes.intermediate * weight.bits // 8
-    order = Order(reader, out, layout, form, weight, layers, scales, stackers, int(shard_gb * 1e9), _no_needs())
+    order = Order(
+        reader, out, layout, form, weight, tuple(items.values()), layers, scales, stackers, int(shard_gb * 1e9),
+        _no_needs(),
+    )  # fmt: skip
     output = sum(s.span_bytes for unit in order.units(stackers[-1]) for s in unit.specs)
     resident = psutil.Process().memory_info().rss
     return replace(order, needs=Needs(resident, {"one expert": COPIES * largest}, output=output, state=0))

@@ -13,9 +13,11 @@ from rich.table import Table
 from w4afp8 import families, formats
 from w4afp8.checkpoint.reader import CheckpointReader
 from w4afp8.checkpoint.spec import TensorSpec
+from w4afp8.convert.lay_out import input_scale_specs
 from w4afp8.convert.resources import human
-from w4afp8.families._inventory import take_inventory
-from w4afp8.families._spec import PROJECTIONS, Dimensions, Family, Role
+from w4afp8.errors import FormatError
+from w4afp8.families._inventory import format_of_experts, take_inventory
+from w4afp8.families._spec import Family, Role, Sizes
 from w4afp8.layouts._record import QUANT_METHOD
 
 
@@ -26,6 +28,7 @@ def inspect_json(folder: Path, tensors: bool) -> dict[str, Any]:
             return inspect_layout(reader, tensors)
         family = families.of(reader.config)
         d = family.dimensions(reader.config)
+        family = families.arranged(family, d, reader.specs)
         items = take_inventory(family, d, reader.specs, _activation_scales(family, d, reader))
         counts: Counter[tuple[str, str]] = Counter()
         sizes: Counter[tuple[str, str]] = Counter()
@@ -77,21 +80,18 @@ def _listed(reader: CheckpointReader) -> list[dict[str, Any]]:
     return [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape), "shard": s.shard} for s in reader.specs.values()]
 
 
-def _activation_scales(family: Family, d: Dimensions, reader: CheckpointReader) -> dict[str, TensorSpec]:
-    """The activation scales that the checkpoint's own quantization_config promises, if it is an output of ours."""
-    promised = reader.config.get("quantization_config")
-    method = promised.get("quant_method") if isinstance(promised, dict) else None
-    for name in formats.targets():
-        target = formats.target(name)
-        if target.quantization_config(reader.config)["quant_method"] == method:
-            names = [
-                target.input_scale.tensor_name(family.expert(layer, e), p)
-                for layer in range(d.dense_layers, d.all_layers)
-                for e in range(d.experts)
-                for p in PROJECTIONS
-            ]
-            return {n: TensorSpec(n, "F32", (1,)) for n in names}
-    return {}
+def _activation_scales(family: Family, d: Sizes, reader: CheckpointReader) -> dict[str, TensorSpec]:
+    """The activation scales that the format of the experts adds."""
+    try:
+        form = format_of_experts(family, d, reader.specs)
+    except FormatError:
+        return {}  # the inventory says it of every expert
+    if form is None or form.name not in formats.checkpoints():
+        return {}
+    rule = formats.checkpoint(form.name).input_scale
+    if rule.within or not rule.indexed:
+        return {}
+    return {spec.name: spec for spec in input_scale_specs(family, d, formats.checkpoint(form.name))}
 
 
 def _layout_line(found: dict[str, Any]) -> str:

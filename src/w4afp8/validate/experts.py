@@ -64,7 +64,7 @@ class ExpertChecks:
             error = relative_squared(found, expected)
             weight_error, misfit = self._compare_weights(names, before, after, fold_H)
             numbers.experts.append(ExpertError(expert, own, error, weight_error, misfit))
-            self._judge_output(f"{source.family.expert(numbers.layer, expert)}", error)
+            self._judge_output(f"{source.family.expert(source.d, numbers.layer, expert)}", error)
         numbers.output_error = relative_squared(routed[0], routed[1])
 
     def _judge_output(self, name: str, error: float) -> None:

@@ -93,7 +93,7 @@ class GemmChecks:
             self.gemm.examined += 1
             if not error <= GEMM_ERROR or not bool(product[mine].isfinite().all()):
                 self.gemm.blame(
-                    f"{output.family.expert(numbers.layer, expert)} {site}", f"a product {error:.2g} off (Frobenius)",
+                    f"{output.family.expert(output.d, numbers.layer, expert)} {site}", f"a product {error:.2g} off (Frobenius)",
                     f"at most {GEMM_ERROR:g}", "the bytes or the kernel are wrong: report it with this directory",
                 )  # fmt: skip
         return exact
@@ -102,7 +102,7 @@ class GemmChecks:
         """What SGLang multiplies with: the largest of the layer's experts, rounded to bfloat16."""
         projections = PROJECTIONS[:2] if site == "gate_up" else PROJECTIONS[2:]
         names = (
-            self.target.input_scale.tensor_name(output.family.expert(layer, expert), projection)
+            self.target.input_scale.tensor_name(output.family.expert(output.d, layer, expert), projection)
             for expert in range(output.d.experts)
             for projection in projections
         )
@@ -112,7 +112,7 @@ class GemmChecks:
     def _judge_static(self, output: Side, layer: int, site: str, seen: _Range) -> None:
         self.static.examined += 1
         name = self.target.input_scale.tensor_name(
-            output.family.expert(layer, 0), "gate_proj" if site == "gate_up" else "down_proj"
+            output.family.expert(output.d, layer, 0), "gate_proj" if site == "gate_up" else "down_proj"
         )
         if not seen.clipped <= CLIPPED:
             self.static.blame(

@@ -40,7 +40,7 @@ class Side:
     def of(reader: CheckpointReader, inventory: Mapping[str, Item] | None = None) -> Side:
         """Raises: CheckpointError when its tensors are not what its config promises."""
         family = families.of(reader.config)
-        d = family.dimensions(reader.config)
+        d = families.decodable(family, reader.config)
         items = take_inventory(family, d, reader.specs) if inventory is None else inventory
         return Side(reader, reader.config, family, d, Weights(reader, items))
 
@@ -52,7 +52,7 @@ class Side:
 
     def expert_names(self, layer: int, expert: int) -> dict[str, str]:
         """projection -> weight name."""
-        stem = self.family.expert(layer, expert)
+        stem = self.family.expert(self.d, layer, expert)
         return {projection: f"{stem}.{projection}.weight" for projection in PROJECTIONS}
 
     def vector(self, layer: int, name: str) -> Tensor:

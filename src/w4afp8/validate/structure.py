@@ -13,7 +13,7 @@ from w4afp8.checkpoint.reader import CONFIG, INDEX, read_json
 from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.errors import FormatError, W4AFP8Error
 from w4afp8.families._inventory import Item
-from w4afp8.families._spec import PROJECTIONS, VECTOR_DTYPES, Dimensions, Expected, Family, Role
+from w4afp8.families._spec import PROJECTIONS, Expected, Family, Role, Sizes
 from w4afp8.formats._target import CheckpointFormat
 from w4afp8.validate.config import WEIGHT_FILES
 from w4afp8.validate.findings import Check
@@ -107,7 +107,7 @@ def tensors_check() -> Check:
 
 
 def check_tensors(
-    specs: Mapping[str, TensorSpec], family: Family, d: Dimensions, target: CheckpointFormat
+    specs: Mapping[str, TensorSpec], family: Family, d: Sizes, target: CheckpointFormat
 ) -> tuple[Check, dict[str, Item]]:
     """Every tensor that config.json and the format promise, with its dtype and shape, and no other."""
     check = tensors_check()
@@ -134,14 +134,14 @@ def check_tensors(
     return check, items
 
 
-def input_scales(family: Family, d: Dimensions, target: CheckpointFormat) -> dict[str, TensorSpec]:
+def input_scales(family: Family, d: Sizes, target: CheckpointFormat) -> dict[str, TensorSpec]:
     """The static activation scales that the format adds to every expert."""
     return {
         name: TensorSpec(name, "F32", (1,), target.input_scale.file)
         for layer in range(d.all_layers)
         if d.is_moe(layer)
         for expert in range(d.experts)
-        for name in (target.input_scale.tensor_name(family.expert(layer, expert), p) for p in PROJECTIONS)
+        for name in (target.input_scale.tensor_name(family.expert(d, layer, expert), p) for p in PROJECTIONS)
     }
 
 
@@ -154,14 +154,16 @@ def _item(expected: Expected, specs: Mapping[str, TensorSpec], target: Checkpoin
     near = {name: specs[name] for name in sorted(_names_of(expected)) if name in specs}
     held = [expected.stem + suffix for suffix in formats.carriers()] if expected.matrix else [expected.name]
     found = next((near[name] for name in held if name in near), None)
+    if found is None and not expected.required:
+        return None
     if found is None:
         check.blame(expected.name, "nothing", f"a {expected.role} of {list(expected.shape)}", REMAKE)
         return None
     if not expected.matrix:
-        if found.dtype not in VECTOR_DTYPES or found.shape != expected.shape:
+        if found.dtype not in expected.dtypes or found.shape != expected.shape:
             check.blame(
                 str(found), f"{found.dtype} {list(found.shape)}",
-                f"{' or '.join(VECTOR_DTYPES)} {list(expected.shape)}", REMAKE,
+                f"{' or '.join(expected.dtypes)} {list(expected.shape)}", REMAKE,
             )  # fmt: skip
             return None
         return Item(expected, None, (found,))
