@@ -186,7 +186,7 @@ def test_what_cannot_be_converted_is_refused_with_the_reason(
     refused(
         lambda: convert(sglang, CT, out),
         RecipeError,
-        "q_a_proj.weight has 16 bits and .* stands in compressed_tensors_fp8",
+        "kv_a_proj_with_mqa.weight has 16 bits and .* stands in compressed_tensors_fp8",
         out,
     )
     with pytest.raises(CheckpointError, match="validate has no proof for compressed_tensors_w4a8"):

@@ -26,7 +26,7 @@ from w4afp8.convert.steps import Place, Step, chains
 from w4afp8.convert.survey import first_not_finite
 from w4afp8.errors import FormatError, QuantizationError, W4AFP8Error, raise_all
 from w4afp8.formats import _conversion, _rows
-from w4afp8.formats._spec import Weight, WeightFormat
+from w4afp8.formats._spec import Weight
 
 
 def check_values(translation: Translation, jobs: int, progress: Callable[[int, int], None]) -> None:
@@ -42,6 +42,7 @@ def check_values(translation: Translation, jobs: int, progress: Callable[[int, i
         sick += bad
         unfit += misfit
         progress(done, len(looks))
+    unfit += _unequal_scales(translation)
     raise_all(_shorten(sick), QuantizationError, "the source holds numbers that are not finite; fetch it again")
     target = translation.plan.target.name
     raise_all(
@@ -53,31 +54,44 @@ def check_values(translation: Translation, jobs: int, progress: Callable[[int, i
 
 def _look(translation: Translation, step: Step) -> tuple[list[str], list[str]]:
     """What is not finite among the scales of a step, and what of its numbers the target does not hold."""
+    reader = translation.reader
     source, target = translation.forms(step)
-    judged = bool(translation.conditions) and source is not target
-    codes_wanted = judged and _conversion.codes_matter(source, target)
-    sick: list[str] = []
-    found: list[dict[str, Tensor]] = []
-    for place in step.sources:
-        codes, *scales = (translation.reader.specs[place.stem + part.suffix] for part in source.parts)
-        shape = codes.shape[1:] if place.stack else codes.shape
-        read = partial(translation.reader.read, part=place.part)
-        parts = {source.parts[0].suffix: read(codes.name) if codes_wanted else _no_codes(shape, codes.dtype)}
-        for part, spec in zip(source.parts[1:], scales, strict=True):
-            parts[part.suffix] = read(spec.name)
-            bad = first_not_finite(parts[part.suffix].reshape(-1).view(torch.uint8), spec.dtype)
-            if bad is not None:
-                where = f" of part {place.index}" if place.stack else ""
-                sick.append(f"{spec}: element {bad}{where} is NaN or infinite")
-        found.append(parts)
-    if not judged or sick:
-        return sick, []
+    checked = source is not target and bool(_conversion.judge(source.name, target.name).conditions)
+    sick, unfit = [], []
     try:
-        for place, weight in _arranged(step, source, found):
-            _conversion.check(weight, target, _input_scale(translation, place))
+        for place in step.sources:
+            codes, *scales = (reader.specs[place.stem + part.suffix] for part in source.parts)
+            shape = codes.shape[1:] if place.stack else codes.shape
+            parts = {source.parts[0].suffix: _no_codes(shape, codes.dtype)}
+            for part, spec in zip(source.parts[1:], scales, strict=True):
+                parts[part.suffix] = reader.read(spec.name, place.part)
+                element = first_not_finite(parts[part.suffix].reshape(-1).view(torch.uint8), spec.dtype)
+                if element is not None:
+                    where = f" of part {place.index}" if place.stack else ""
+                    sick.append(f"{spec}: element {element}{where} is NaN or infinite")
+            if checked and not sick and target.form not in _conversion.ON_CODES:
+                _conversion.check_scales(parts, source, target)
+        if checked and not sick and target.form in _conversion.ON_CODES:
+            for _ in _translate(translation, step):
+                pass
     except W4AFP8Error as error:
-        return [], [f"{step.item}: {error}"]
-    return [], []
+        unfit.append(f"{step.item}: {error}")
+    return sick, unfit
+
+
+def _unequal_scales(translation: Translation) -> list[str]:
+    """Experts whose gate and up have two scales, where the target's engines have one for both."""
+    plan, rule = translation.plan, translation.source.input_scale
+    if not (rule.within and plan.target.input_scale.indexed):
+        return []
+    found = []
+    gates = [s for s in input_scale_specs(plan.family, plan.dimensions, translation.source) if ".gate_proj." in s.name]
+    for gate in gates:
+        up = gate.name.replace(".gate_proj.", ".up_proj.")
+        one, other = (float(translation.reader.read(name)) for name in (gate.name, up))
+        if one != other:
+            found.append(f"{gate.name} is {one!r} and {up} is {other!r}; {plan.target.name} has one scale for both")
+    return found
 
 
 @lru_cache(4)
@@ -93,25 +107,17 @@ def _shorten(problems: list[str], most: int = 20) -> list[str]:
 def _translate(translation: Translation, step: Step) -> Iterator[tuple[Place, dict[str, Tensor]]]:
     """What stands in each of the step's targets: its place, and the tensors by suffix."""
     source, target = translation.forms(step)
-    found = [
-        {p.suffix: translation.reader.read(place.stem + p.suffix, place.part) for p in source.parts}
-        for place in step.sources
-    ]
-    for place, weight in _arranged(step, source, found):
-        if source is target:
-            yield place, target.pack(weight)
-        else:
-            yield place, _conversion.translate(weight, source, target, _input_scale(translation, place))
-
-
-def _arranged(step: Step, source: WeightFormat, found: list[dict[str, Tensor]]) -> Iterator[tuple[Place, Weight]]:
-    """What the step's sources hold, as its targets share it."""
     matrices: list[Weight] = []
-    for place, parts in zip(step.sources, found, strict=True):
+    for place in step.sources:
+        parts = {p.suffix: translation.reader.read(place.stem + p.suffix, place.part) for p in source.parts}
         matrices += _rows.split(source.unpack(parts), place.matrices, place.interleaved)
     for place in step.targets:
         mine, matrices = matrices[: place.matrices], matrices[place.matrices :]
-        yield place, _rows.join(mine, place.interleaved)
+        joined = _rows.join(mine, place.interleaved)
+        if source is target:
+            yield place, target.pack(joined)
+        else:
+            yield place, _conversion.translate(joined, source, target, _input_scale(translation, place))
 
 
 def _input_scale(translation: Translation, place: Place) -> Tensor | None:

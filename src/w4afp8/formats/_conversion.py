@@ -5,6 +5,7 @@ The matrix of middle forms below is the whole rule; docs/format-matrix.md is pri
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +66,10 @@ NARROW: dict[tuple[type, str], str] = {
 }
 
 
+# Forms whose conditions are not on scales alone.
+ON_CODES = (PlainWeight, BlockWeight, AwareWeight)
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """Whether a conversion keeps every number: `refusal` says why not, `conditions` what the values must fulfil."""
@@ -102,14 +107,12 @@ def translate(
     return parts
 
 
-def codes_matter(source: WeightFormat, target: WeightFormat) -> bool:
-    """Whether it takes the codes to know that the target holds the numbers; else every condition is one on scales."""
-    return target.form is not source.form and target.form in (PlainWeight, BlockWeight)
+def check_scales(parts: Mapping[str, Tensor], source: WeightFormat, target: WeightFormat) -> None:
+    """Raise what `translate` would, of parts whose codes (the first part) may be any: the conditions are on scales.
 
-
-def check(weight: Weight, target: WeightFormat, input_scale: Tensor | None = None) -> None:
-    """Raise what `translate` would of numbers that the target does not hold."""
-    target.pack(move(weight, target.form, input_scale))
+    But for the targets in ON_CODES, whose numbers are products of both.
+    """
+    target.pack(move(source.unpack(parts), target.form))
 
 
 def first_difference(one: Weight, other: Weight) -> str | None:

@@ -44,6 +44,7 @@ def inspect_json(folder: Path, tensors: bool) -> dict[str, Any]:
             "mtp_layers": d.mtp_layers,
             "experts": d.experts,
             "experts_per_token": d.experts_per_token,
+            "swiglu": {"limit": d.swiglu.limit, "alpha": d.swiglu.alpha, "offset": d.swiglu.offset},
             "shards": len(reader.shards),
             "bytes": sum(spec.span_bytes for spec in reader.specs.values()),
             "roles": [

@@ -23,24 +23,30 @@ WEIGHT_FILES = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|gguf|h5|msgpack|onnx)
 
 
 def target_of(config: Mapping[str, Any], record: Mapping[str, Any]) -> CheckpointFormat:
-    """The format that the directory claims: by its quant_method, else by its record, else the first there is.
+    """The format that the directory claims: by its quantization_config, else by its record, else the first there is.
 
     Raises: CheckpointError for a format that only `convert` writes.
     """
-    claimed = (config.get("quantization_config") or {}).get("quant_method")
-    for name in formats.checkpoints():
-        other = formats.checkpoint(name)
-        if not other.validated and claimed and other.quantization_config(config).get("quant_method") == claimed:
-            raise CheckpointError(
-                f"config.json says {claimed}: validate has no proof for {name}; convert the directory to "
-                f"{formats.targets()[0]} and validate that, every number stays as it is"
-            )
-    for name in formats.targets():
-        target = formats.target(name)
-        if target.quantization_config(config).get("quant_method") == claimed:
-            return target
-    recorded = record.get("format")
-    return formats.target(recorded if recorded in formats.targets() else formats.targets()[0])
+    said = config.get("quantization_config")
+    method = said.get("quant_method") if isinstance(said, dict) else None
+    written = [formats.checkpoint(name) for name in formats.checkpoints() if formats.checkpoint(name).written]
+    near = [t for t in written if method and any(c.get("quant_method") == method for c in _configs(t, config))]
+    exact = [target for target in near if said in _configs(target, config)]
+    recorded = [target for target in near or written if target.name == record.get("format")]
+    proven = [target for target in near if target.validated]
+    found = next(iter([*exact, *recorded, *proven, *near]), formats.target(formats.targets()[0]))
+    if not found.validated:
+        raise CheckpointError(
+            f"config.json says {method}: validate has no proof for {found.name}; w4afp8 convert proves each matrix that "
+            "it writes, and `validate` proves the formats " + ", ".join(formats.targets())
+        )
+    return found
+
+
+def _configs(target: CheckpointFormat, config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the format's quantization_config may be: for linears in 16 bits, or not."""
+    plain = {key: value for key, value in config.items() if key != "quantization_config"}
+    return [target.config_for(plain, sixteen) for sixteen in (False, True)]
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -49,15 +55,19 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def check_config(
-    config: Mapping[str, Any], target: CheckpointFormat, source: Mapping[str, Any] | None, ours: bool = True
+    config: Mapping[str, Any],
+    target: CheckpointFormat,
+    source: Mapping[str, Any] | None,
+    ours: bool = True,
+    sixteen: bool = False,
 ) -> Check:
     """The fields by which engines choose the format, and everything else as the source has it.
 
-    Another tool's directory (not `ours`) may leave out the fields that no engine reads, but must not contradict them.
+    `sixteen`: the linears beside the experts have 16 bits, of which some formats' config speaks.  Another tool's directory (not `ours`) may leave out the fields that no engine reads, but must not contradict them.
     """
     check = Check("config", "config.json says what the engine must hear, and otherwise what the source says")
     found = config.get("quantization_config")
-    for key, value in target.quantization_config(config).items():
+    for key, value in target.config_for(config, sixteen).items():
         check.examined += 1
         got = found.get(key) if isinstance(found, dict) else None
         if got != value and (ours or got is not None or key == "quant_method"):
