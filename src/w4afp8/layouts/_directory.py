@@ -130,6 +130,15 @@ class LaidOut:
         flat = torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
         return flat.view(DTYPES[spec.dtype]).view(spec.shape)
 
+    @property
+    def scaled(self) -> bool:
+        """Whether the checkpoint has static activation scales."""
+        return any(name.endswith(".input_scale") for name in self.kept)
+
+    def read(self, name: str, part: int | None = None) -> Tensor:
+        """A canonical tensor that no stack holds, or one part of it along its first axis."""
+        return self.read_kept(name, part) if name in self.kept else self.top.read(name, part)
+
     def others(self) -> Iterator[str]:
         """Canonical tensors that are no expert's, by name."""
         mine = {s.name for layer in self.layers.values() for e in layer.experts for h in e for s in h.item.tensors}

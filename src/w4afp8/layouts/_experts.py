@@ -69,6 +69,7 @@ class Layer:
     number: int
     stem: str
     experts: tuple[tuple[Holder, ...], ...]
+    biases: tuple[tuple[Holder, ...], ...] = ()  # of every expert, or none at all
 
 
 def layers_of(family: Family, items: Iterable[Item]) -> dict[int, Layer]:
@@ -76,9 +77,13 @@ def layers_of(family: Family, items: Iterable[Item]) -> dict[int, Layer]:
     found: dict[int, dict[int, list[Holder]]] = {}
     stems: dict[int, str] = {}
     wide: dict[int, str] = {}
+    biases: dict[int, dict[int, list[Holder]]] = {}
     for item in items:
         expected = item.expected
-        if expected.role is not Role.EXPERT or expected.layer is None or not expected.matrix:
+        if expected.layer is None or expected.role not in (Role.EXPERT, Role.EXPERT_BIAS):
+            continue
+        if expected.role is Role.EXPERT_BIAS:
+            _add_bias(biases.setdefault(expected.layer, {}), item, family.projections)
             continue
         if item.format is None or item.format.form not in FORMS:
             wide[expected.layer] = f"{expected.name} stands in {item.format.name if item.format else 'no format'}"
@@ -94,11 +99,27 @@ def layers_of(family: Family, items: Iterable[Item]) -> dict[int, Layer]:
     raise_all([wide[layer] for layer in mixed], RecipeError, "a layer has experts in 4 bits and others that are not")
     if not found:
         first = next(iter(wide.values()), "it has no routed experts")
-        raise RecipeError(f"a layout holds experts in 4 bits, here {first}; use w4afp8 quantize first")
+        raise RecipeError(f"a layout holds experts in int4 with a scale per 128 inputs, or in MXFP4; here {first}")
     return {
-        number: Layer(number, stems[number], tuple(tuple(layer[e]) for e in sorted(layer)))
+        number: Layer(number, stems[number], _in_order(layer), _in_order(biases.get(number, {})))
         for number, layer in sorted(found.items())
     }
+
+
+def _in_order(experts: Mapping[int, list[Holder]]) -> tuple[tuple[Holder, ...], ...]:
+    return tuple(tuple(experts[number]) for number in sorted(experts))
+
+
+def _add_bias(experts: dict[int, list[Holder]], item: Item, names: tuple[str, str, str]) -> None:
+    expected = item.expected
+    if expected.stack:
+        held = tuple(name.removesuffix(".bias") for name in expected.holds)
+        for number in range(expected.stack):
+            experts.setdefault(number, []).append(Holder(item, number, held))
+        return
+    parts = OWN.match(expected.name.removesuffix(".bias"))
+    assert parts is not None, f"{expected.name}: no expert's name"
+    experts.setdefault(int(parts[2]), []).append(Holder(item, None, (PROJECTIONS[names.index(parts[3])],)))
 
 
 def sizes_of(layers: Mapping[int, Layer]) -> tuple[str, WeightFormat, Sizes]:

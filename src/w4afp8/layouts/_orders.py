@@ -28,6 +28,8 @@ ORDERS = {
     "as_it_is": Order("e n k -> e n k"),
     "sglang_cutlass_scales_by_four": Order("e n (g four) -> e g (n four)", {"four": 4}),
     "scales_by_group": Order("e n g -> e g n"),
+    "bias_as_it_is": Order("e n -> e n"),
+    "marlin_bias": Order("e (bn x y z) -> e (bn y x z)", {"x": 4, "y": 4, "z": 2}),
     "scales_per_row": Order("e n -> e n"),
     "flashinfer_sm90_v1_scales_32": Order("e n (g four) -> e g (n four)", {"four": 4}),
     "flashinfer_sm90_v2_scales_32": Order(

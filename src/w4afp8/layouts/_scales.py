@@ -101,7 +101,7 @@ def table_of_eight(order: Order, channel: Order) -> Scales:
 def search(scale_NG: Tensor, tolerance: float, first_row: int = 0) -> tuple[Tensor, Tensor]:
     """The nearest t * c of every row: e4m3 values [N, G] and float32 [N].
 
-    Complete: whatever c is, the row's largest scale is one of eight significands times a power of two.
+    Whatever c is, the row's largest scale is one of eight significands times a power of two: eight c are tried.
     Raises: FormatError naming the first row that is farther away than `tolerance`.
     """
     largest_N = scale_NG.amax(1)

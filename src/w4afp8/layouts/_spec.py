@@ -86,6 +86,7 @@ class Layout:
     mxfp4: tuple[Holding, ...] | str
     # Static activation scales, the largest of a rank's experts: float32 as recorded, or rounded to bfloat16 before.
     input_scale: str | None = None
+    bias: Store | None = None  # the order of the experts' biases [E, N]; None: the engine adds none
     pad: int = PAD
     note: str = ""
 

@@ -19,4 +19,5 @@ LAYOUT = Layout(
             exponents(ORDERS["flashinfer_sm90_v1_scales_32"], "_weight_scale"),
         ),
     ),
+    bias=ORDERS["bias_as_it_is"],
 )

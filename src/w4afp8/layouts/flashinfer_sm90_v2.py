@@ -25,4 +25,5 @@ LAYOUT = Layout(
         ),
     ),
     input_scale="F32",
+    bias=ORDERS["bias_as_it_is"],
 )

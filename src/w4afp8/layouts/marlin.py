@@ -15,4 +15,5 @@ LAYOUT = Layout(
     w13=GATE_UP,
     int4=(Holding(WEIGHT, cast(ORDERS["marlin_scales_16bit"], "BF16", "_weight_scale"), OFFSET_BINARY),),
     mxfp4=(Holding(WEIGHT, exponents(ORDERS["marlin_scales_mxfp4_16bit"], "_weight_scale")),),
+    bias=ORDERS["marlin_bias"],
 )

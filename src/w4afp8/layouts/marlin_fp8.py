@@ -17,4 +17,5 @@ LAYOUT = Layout(
     w13=GATE_UP,
     int4=(Holding(WEIGHT, cast(ORDERS["marlin_scales_8bit"], "BF16", "_weight_scale", times=512.0), VALUES),),
     mxfp4=(Holding(WEIGHT, exponents(ORDERS["marlin_scales_8bit"], "_weight_scale", add=6)),),
+    bias=ORDERS["marlin_bias"],
 )

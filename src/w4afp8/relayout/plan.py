@@ -17,7 +17,7 @@ from w4afp8.convert.resources import Needs
 from w4afp8.errors import CheckpointError, RecipeError, raise_all
 from w4afp8.families._inventory import Item
 from w4afp8.formats._spec import WeightFormat
-from w4afp8.layouts import _record, _scalars
+from w4afp8.layouts import _derived, _record
 from w4afp8.layouts._experts import Layer, inventory, layers_of, scale_names, sizes_of, static_scales
 from w4afp8.layouts._spec import Layout
 from w4afp8.layouts._split import Split
@@ -101,8 +101,7 @@ class Order:
 
     def _stacks(self, number: int, stacker: Stacker) -> list[TensorSpec]:
         layer = self.layers[number]
-        scalars = _scalars.specs(self.layout, layer) if self.scales else []
-        return [spec for _, _, spec in stacker.specs(layer.stem)] + scalars
+        return [spec for _, _, spec in stacker.specs(layer.stem)] + _derived.specs(stacker, layer, bool(self.scales))
 
 
 def prepare(source: Path, layout_name: str, out: Path, *, tp: int, ep: int, tolerance: float, shard_gb: float) -> Order:
@@ -128,6 +127,8 @@ def prepare(source: Path, layout_name: str, out: Path, *, tp: int, ep: int, tole
         raise RecipeError(f"--tolerance: {layout.name} holds scales exactly or not at all; leave it out")
     split = Split(sizes, tp, ep, layout.pad)
     problems = split.refusals()
+    if layout.bias is None and any(layer.biases for layer in layers.values()):
+        problems.append("this model's experts have biases, and its engines add none")
     stackers = tuple(Stacker(layout, holding, split, tolerance) for holding in holdings)
     problems += [] if problems else stackers[-1].refusals()
     raise_all(problems, RecipeError, f"{layout.name} does not take this checkpoint")

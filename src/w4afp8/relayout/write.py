@@ -11,7 +11,7 @@ from torch import Tensor
 
 from w4afp8.checkpoint.writer import ShardWriter
 from w4afp8.errors import FormatError
-from w4afp8.layouts import _record, _scalars
+from w4afp8.layouts import _derived, _record
 from w4afp8.layouts._experts import Layer
 from w4afp8.layouts._record import Record
 from w4afp8.layouts._spec import STACKS
@@ -84,11 +84,12 @@ def _write_stacks(order: Order, stacker: Stacker, layer: Layer, ranks: list[_Ran
             back |= stacker.whole(stack, parts)
         for holder in holders:
             _compare(order, stacker, tensors, holder.write(back))
-    for ep_rank in range(split.ep) if order.scales else ():
-        values = _scalars.reduced(order.layout, layer, split, ep_rank, order.reader.read)
-        for tp_rank in range(split.tp):
-            for spec, value in zip(_scalars.specs(order.layout, layer), values):
-                ranks[split.rank(ep_rank, tp_rank)].writers[spec.name].put(spec.name, value)
+    scaled = bool(order.scales)
+    specs = _derived.specs(stacker, layer, scaled)
+    for number, writing in enumerate(ranks if specs else ()):
+        values = _derived.values(stacker, layer, scaled, number, order.reader.read)
+        for spec, value in zip(specs, values, strict=True):
+            writing.writers[spec.name].put(spec.name, value)
 
 
 def _compare(order: Order, stacker: Stacker, read: Mapping[str, Tensor], back: Mapping[str, Tensor]) -> None:

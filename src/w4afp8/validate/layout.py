@@ -19,7 +19,7 @@ from w4afp8.checkpoint.header import read_header, render_header
 from w4afp8.checkpoint.reader import CONFIG, INDEX
 from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.errors import W4AFP8Error
-from w4afp8.layouts import _record, _scalars, _written
+from w4afp8.layouts import _derived, _record, _written
 from w4afp8.layouts._directory import LaidOut
 from w4afp8.layouts._experts import Holder, Layer
 from w4afp8.layouts._spec import STACKS
@@ -70,10 +70,10 @@ class _Checks:
         self.form = Check("written form", "headers, indexes and configs are those that this layout and split have")
         self.canonical = Check("canonical", "every tensor and file of the canonical checkpoint comes out byte for byte")
         self.stacks = Check("stacks", "every stack holds these experts, its padding is zero, and nothing else")
-        self.scalars = Check("activation scales", "each rank's are the largest of the experts that it holds")
+        self.derived = Check("scales and biases", "each rank's activation scales and biases are those of its experts")
         self.strange = Check("strangers", "no file is there that the layout does not have")
         self.proven = Check("canonical proof", "the canonical checkpoint was proven by w4afp8 validate")
-        self.all = [self.record, self.form, self.canonical, self.stacks, self.scalars, self.strange, self.proven]
+        self.all = [self.record, self.form, self.canonical, self.stacks, self.derived, self.strange, self.proven]
 
     def run(self, laid: LaidOut, progress: Progress) -> None:
         """All but the last, which asks other questions."""
@@ -94,7 +94,7 @@ class _Checks:
             self.canonical.examined += 1
             if name not in digests or digests[name].hexdigest() != digest:
                 self.canonical.blame(name, "other bytes", f"SHA-256 {digest[:12]}...", THEN)
-        self._scalars(laid)
+        self._derived(laid)
         progress("experts", total, total)
 
     def _expert(
@@ -184,20 +184,17 @@ class _Checks:
         if _record.canonical_checksum(shards) != laid.record.canonical:
             self.record.blame(_record.RECORD, "another checksum", "that of the shards that it lists", THEN)
 
-    def _scalars(self, laid: LaidOut) -> None:
-        layout, split = laid.stacker.layout, laid.split
-        kept = any(name.endswith(".input_scale") for name in laid.kept)
-        if layout.input_scale is None or not kept:
-            self.scalars.idle = "this layout has none" if kept else "the checkpoint has none"
-            return
+    def _derived(self, laid: LaidOut) -> None:
         for layer in laid.layers.values():
-            names = [spec.name for spec in _scalars.specs(layout, layer)]
-            for rank, reader in enumerate(laid.ranks):
-                values = _scalars.reduced(layout, layer, split, rank // split.tp, laid.read_kept)
+            names = [spec.name for spec in _derived.specs(laid.stacker, layer, laid.scaled)]
+            for rank, reader in enumerate(laid.ranks if names else ()):
+                values = _derived.values(laid.stacker, layer, laid.scaled, rank, laid.read)
                 for name, value in zip(names, values, strict=True):
-                    self.scalars.examined += 1
+                    self.derived.examined += 1
                     if name not in reader.specs or _first_difference(reader.read(name), value) is not None:
-                        self.scalars.blame(f"{name} of rank {rank}", "another number", f"{value.item()!r}", THEN)
+                        self.derived.blame(f"{name} of rank {rank}", "other numbers", "those of its experts", THEN)
+        if not self.derived.examined:
+            self.derived.idle = "this layout or this checkpoint has none"
 
     def proof(self, laid: LaidOut, against: Path | None) -> None:
         """The verdict that was kept with the canonical bytes, or stands in the canonical directory now."""
@@ -222,8 +219,7 @@ class _Checks:
 
 def _stack_specs(laid: LaidOut, layer: Layer) -> Iterator[TensorSpec]:
     yield from (spec for _, _, spec in laid.stacker.specs(layer.stem))
-    if any(name.endswith(".input_scale") for name in laid.kept):
-        yield from _scalars.specs(laid.stacker.layout, layer)
+    yield from _derived.specs(laid.stacker, layer, laid.scaled)
 
 
 def _raw(tensor: Tensor) -> Tensor:
