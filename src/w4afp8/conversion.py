@@ -56,8 +56,9 @@ def prepare(source: Path, format_name: str, out: Path, shard_gb: float, jobs: in
     """
     target = formats.checkpoint(format_name)
     translation = plan_translation(CheckpointReader(source), target, shard_gb)
-    form = translation.source.expert_weight
-    weights = (form.specs("", *place.shape) for step in translation.steps for place in step.sources)
+    weights = (
+        translation.forms(step)[0].specs("", *place.shape) for step in translation.steps for place in step.sources
+    )
     largest = max((sum(spec.span_bytes for spec in specs) for specs in weights), default=0)
     resident = psutil.Process().memory_info().rss
     jobs = parallel.default() if jobs is None else parallel.check(jobs)

@@ -145,7 +145,10 @@ def test_an_int4_matrix_of_ragged_groups_is_refused_in_words() -> None:
 def test_unknown_names_and_formats_that_are_only_read_are_refused() -> None:
     with pytest.raises(RecipeError, match=r"unknown format 'sglang_w4afp'.*did you mean 'sglang_w4afp8'"):
         formats.get("sglang_w4afp")
-    with pytest.raises(RecipeError, match="'deepseek_fp8' can be read but is no output; outputs: sglang_w4afp8"):
+    with pytest.raises(
+        RecipeError,
+        match="'deepseek_fp8' can be read but is no output; outputs: compressed_tensors_mxfp4, .*sglang_w4afp8",
+    ):
         formats.target("deepseek_fp8")
     assert set(formats.targets()) <= set(formats.names())
 
@@ -156,7 +159,8 @@ def test_an_output_format_stands_on_a_weight_format_of_its_own(name: str) -> Non
     assert target.name == name
     assert target.expert_weight is formats.get(target.expert_weight.name)
     assert target.expert_weight.bits == 4
-    assert sorted(target.input_scale.names) == ["down_proj", "gate_proj", "up_proj"]
+    assert sorted(target.input_scale.names) in ([], ["down_proj", "gate_proj", "up_proj"])
+    assert bool(target.input_scale.names) == (target.scheme == "W4AFP8")
     assert target.read_by
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from w4afp8 import formats
 from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.convert.plan import OUTSIDE, Plan, RoleCount, Unit
 from w4afp8.errors import RecipeError
@@ -34,6 +35,14 @@ def is_misread(item: Item, target: CheckpointFormat) -> bool:
     if form is None or form in target.linear_weights or item.expected.role is Role.EXPERT:
         return False
     return form.form is not PlainWeight or item.expected.role in LINEAR
+
+
+def suited(target: CheckpointFormat, family: Family) -> CheckpointFormat:
+    """The target with the FP8 blocks of the family first, where its engines read several."""
+    own = formats.get(family.blocks)
+    if own not in target.linear_weights:
+        return target
+    return replace(target, linear_weights=(own, *(form for form in target.linear_weights if form is not own)))
 
 
 def lay_out(
@@ -104,12 +113,9 @@ def _carried_as(item: Item, target: CheckpointFormat) -> WeightFormat | None:
     """The format that a copied matrix stands in afterwards: the same numbers, as the target's engines name them."""
     if item.format is None or item.format in target.linear_weights:
         return item.format
-    dtypes = [spec.dtype for spec in item.tensors]
-    for linear in target.linear_weights:
-        if linear.form is item.format.form and len(linear.parts) == len(dtypes):
-            if all(dtype in part.dtypes for dtype, part in zip(dtypes, linear.parts, strict=True)):
-                return linear
-    return item.format
+    linear = next((form for form in target.linear_weights if form.form is item.format.form), item.format)
+    same = [spec.dtype for spec in item.tensors] == [part.dtypes[0] for part in linear.parts]
+    return linear if same else item.format
 
 
 def _carried(item: Item, target: CheckpointFormat) -> list[tuple[TensorSpec, str]]:

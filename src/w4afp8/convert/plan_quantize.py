@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from w4afp8 import formats
-from w4afp8.convert.lay_out import input_scale_specs, is_recoded, lay_out, packed
+from w4afp8.convert.lay_out import input_scale_specs, is_recoded, lay_out, packed, suited
 from w4afp8.convert.plan import Plan
 from w4afp8.errors import QuantizationError, RecipeError, raise_all
 from w4afp8.families._inventory import Item
@@ -27,7 +27,7 @@ def make_plan(
 
     Raises: RecipeError when the recipe asks for what the output format's engines cannot load.
     """
-    target = formats.target(recipe.output.format)
+    target = suited(formats.target(recipe.output.format), family)
     mtp = _decide_mtp(recipe.mtp, target, dimensions)
     new_config = family.without_mtp(config) if mtp is Mtp.DROP else dict(config)
     kept = dimensions if mtp is not Mtp.DROP else replace(dimensions, mtp_layers=0)

@@ -29,6 +29,7 @@ class Role(StrEnum):
 
 
 VECTOR_DTYPES = ("BF16", "F32", "F16")
+SCALAR_SHAPES = ((1,), ())  # of one number that is a tensor: published files have both
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,7 @@ class Family:
     expected: Callable[[Any], dict[str, Expected]]  # of what `dimensions` returned
     expert: Callable[[Any, int, int], str]  # sizes, layer, e -> the stem of expert e's names
     without_mtp: Callable[[Mapping[str, Any]], dict[str, Any]]  # config -> config of the model without its MTP layers
+    blocks: str = "deepseek_fp8"  # the format that the published checkpoints have FP8 matrices in
     says_expert_dtype: bool = False  # config.json has a field for what the experts' numbers are
     # The same tensors where every expert has a name of its own, for families whose experts share tensors.
     apart: Callable[[Any], dict[str, Expected]] | None = None

@@ -229,6 +229,7 @@ FAMILY = Family(
     expected=_expected,
     expert=_expert,
     without_mtp=_without_mtp,
+    blocks="deepseek_ue8m0",
     says_expert_dtype=True,
     projections=("w1", "w3", "w2"),
 )

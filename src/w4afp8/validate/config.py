@@ -16,6 +16,7 @@ from w4afp8.validate.findings import Check
 
 OWN_FOLDER = "w4afp8"  # recipe, record and recorded inputs of the run that made the directory
 RECORD = f"{OWN_FOLDER}/record.json"
+FIRST = formats.target("sglang_w4afp8")  # what a directory is held against that says nothing of ours
 CHANGED_KEYS = ("quantization_config", "num_nextn_predict_layers")  # what a conversion may change in config.json
 # README.md: a card describes one checkpoint, and no engine reads it; `w4afp8 card` writes the output's own.
 NOT_COPIED = (CONFIG, INDEX, SINGLE, "hf_quant_config.json", "quant_cfg.json", "README.md")
@@ -23,30 +24,20 @@ WEIGHT_FILES = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|gguf|h5|msgpack|onnx)
 
 
 def target_of(config: Mapping[str, Any], record: Mapping[str, Any]) -> CheckpointFormat:
-    """The format that the directory claims: by its quantization_config, else by its record, else the first there is.
+    """The format that the directory claims: by its quant_method, else by its record, else the first there is.
 
     Raises: CheckpointError for a format that only `convert` writes.
     """
-    said = config.get("quantization_config")
-    method = said.get("quant_method") if isinstance(said, dict) else None
-    written = [formats.checkpoint(name) for name in formats.checkpoints() if formats.checkpoint(name).written]
-    near = [t for t in written if method and any(c.get("quant_method") == method for c in _configs(t, config))]
-    exact = [target for target in near if said in _configs(target, config)]
-    recorded = [target for target in near or written if target.name == record.get("format")]
-    proven = [target for target in near if target.validated]
-    found = next(iter([*exact, *recorded, *proven, *near]), formats.target(formats.targets()[0]))
-    if not found.validated:
+    found = formats.announced(config)
+    if found is not None and found.validated:
+        return found
+    if found is not None and found.scheme == FIRST.scheme:
         raise CheckpointError(
-            f"config.json says {method}: validate has no proof for {found.name}; w4afp8 convert proves each matrix that "
-            "it writes, and `validate` proves the formats " + ", ".join(formats.targets())
+            f"config.json says {found.name}: validate has no proof for {found.name}; convert the directory to "
+            f"{FIRST.name} and validate that, every number stays as it is"
         )
-    return found
-
-
-def _configs(target: CheckpointFormat, config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What the format's quantization_config may be: for linears in 16 bits, or not."""
-    plain = {key: value for key, value in config.items() if key != "quantization_config"}
-    return [target.config_for(plain, sixteen) for sixteen in (False, True)]
+    recorded = record.get("format")
+    return formats.target(recorded) if recorded in formats.targets() else FIRST
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -63,7 +54,8 @@ def check_config(
 ) -> Check:
     """The fields by which engines choose the format, and everything else as the source has it.
 
-    `sixteen`: the linears beside the experts have 16 bits, of which some formats' config speaks.  Another tool's directory (not `ours`) may leave out the fields that no engine reads, but must not contradict them.
+    `sixteen`: the linears beside the experts have 16 bits, of which some formats' config speaks.  Another tool's
+    directory (not `ours`) may leave out the fields that no engine reads, but must not contradict them.
     """
     check = Check("config", "config.json says what the engine must hear, and otherwise what the source says")
     found = config.get("quantization_config")
