@@ -20,9 +20,7 @@ GPT_OSS: dict[str, Any] = {
 
 
 @pytest.fixture
-def int4(
-    toy: Callable[..., Path], small_recipe: Callable[..., Any], tmp_path: Path
-) -> Callable[..., Path]:
+def int4(toy: Callable[..., Path], small_recipe: Callable[..., Any], tmp_path: Path) -> Callable[..., Path]:
     """A toy in sglang_w4afp8, with static activation scales."""
 
     def make(**changes: Any) -> Path:
@@ -34,11 +32,13 @@ def int4(
 
 
 @pytest.fixture
+def gpt_oss_config() -> dict[str, Any]:
+    """Sizes that no kernel likes."""
+    return GPT_OSS
+
+
+@pytest.fixture
 def gpt_oss(tmp_path: Path) -> Path:
-    """Experts stacked, gate and up rows in turn, biases, sizes that no kernel likes."""
+    """Experts stacked, gate and up rows in turn, biases."""
     write_checkpoint(tmp_path / "oss", GPT_OSS, dtype="gptoss_mxfp4", shard_gb=0.0001)
     return tmp_path / "oss"
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -181,7 +181,5 @@ def test_the_page_is_what_the_code_says() -> None:
     assert page.read_text() == _page.page(), "write it anew: python tests/layouts/test_layouts.py"
 
 
-
-
 if __name__ == "__main__":
     (Path(__file__).parents[2] / "docs" / "layouts.md").write_text(_page.page())

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import w4afp8.kernels  # noqa: F401  (the torch ops)
+import w4afp8.kernels
 from test_resume import FINISHED, Countdown, in_child, tree, wait
 from w4afp8 import layouts
 from w4afp8.card import write as write_card
@@ -75,7 +75,9 @@ def test_int4_goes_into_every_layout_and_back_byte_for_byte(int4: Make, tmp_path
 
 
 @pytest.mark.parametrize("ranks", [{}, {"tp": 3}, {"tp": 2, "ep": 2}])
-def test_mxfp4_with_biases_goes_into_every_layout_and_back(gpt_oss: Path, tmp_path: Path, ranks: dict[str, int]) -> None:
+def test_mxfp4_with_biases_goes_into_every_layout_and_back(
+    gpt_oss: Path, tmp_path: Path, ranks: dict[str, int]
+) -> None:
     for name in layouts.names():
         layout = layouts.get(name)
         out, again = tmp_path / name, tmp_path / f"{name}-back"
@@ -334,7 +336,7 @@ def test_a_damaged_layout_does_not_become_a_checkpoint(int4: Make, tmp_path: Pat
     raw = bytearray(path.read_bytes())
     raw[-5] ^= 4
     path.write_bytes(raw)
-    with pytest.raises(CheckpointError, match="its bytes are not those of the canonical checkpoint; .* is damaged"):
+    with pytest.raises(CheckpointError, match=r"its bytes are not those of the canonical checkpoint; .* is damaged"):
         back(out, tmp_path / "again")
     assert not (tmp_path / "again" / "config.json").exists()
 
@@ -357,7 +359,9 @@ def prove(folder: Path, against: Path | None = None) -> bool:
     return report.proven
 
 
-def test_a_proof_of_the_canonical_checkpoint_proves_the_layout(quantized_toy: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_proof_of_the_canonical_checkpoint_proves_the_layout(
+    quantized_toy: tuple[Path, Path], tmp_path: Path
+) -> None:
     import shutil
 
     origin, canonical = quantized_toy
@@ -438,11 +442,9 @@ def test_options_that_mean_nothing_together_are_refused(
     assert code == 2 and says in " ".join(err.split())
 
 
-def test_one_expert_and_ranks_of_one(tmp_path: Path) -> None:
-    from conftest import GPT_OSS  # type: ignore[attr-defined]
-
-    write_checkpoint(tmp_path / "one", GPT_OSS | {"num_local_experts": 1, "num_experts_per_tok": 1},
-                     dtype="gptoss_mxfp4")  # fmt: skip
+def test_one_expert_and_ranks_of_one(gpt_oss_config: dict[str, Any], tmp_path: Path) -> None:
+    one = gpt_oss_config | {"num_local_experts": 1, "num_experts_per_tok": 1}
+    write_checkpoint(tmp_path / "one", one, dtype="gptoss_mxfp4")
     into(tmp_path / "one", "marlin-fp8", tmp_path / "out", tp=5)
     assert validate(tmp_path / "out").passed
     back(tmp_path / "out", tmp_path / "again")

@@ -15,25 +15,26 @@ w4afp8 convert DeepSeek-R1-W4AFP8 --layout sglang-cutlass --tp 8 -o R1-cutlass-t
 w4afp8 convert R1-cutlass-tp8 --layout canonical -o R1-again    # the first directory, byte for byte
 ```
 
-A layout holds a layer's routed experts as an engine's kernels hold them in memory: two stacks, w13 (gate and up) and w2
-(down), codes and scales each in the order in which they are read. Everything else is carried as it is. The tables are
-printed from `src/w4afp8/layouts/` by `python tests/layouts/test_layouts.py`.
+A layout holds a layer's routed experts as an engine's kernels hold them in memory: two stacks, w13 (gate and up)
+and w2 (down), codes and scales each in the order in which they are read. Everything else is carried as it is. The
+tables are printed from `src/w4afp8/layouts/` by `python tests/layouts/test_layouts.py`.
 
-**Every layout is reversible.** The canonical headers, config, index, activation scales and the digests of every tensor and
-file are kept in `w4afp8/canonical/` and `w4afp8/layout.json`; `--layout canonical` compares each as it writes.
-`w4afp8 validate` takes every expert out of its stacks, compares the digests, lays it out again and compares the stacks,
-streaming, without a second copy. It is a proof if the canonical checkpoint was proven: validate that first, or give it as
-`--against`. The checksum of the canonical bytes stands in every shard's metadata, in `config.json` and in `layout.json`.
+**Every layout is reversible.** The canonical headers, config, index, activation scales and the digests of every
+tensor and file are kept in `w4afp8/canonical/` and `w4afp8/layout.json`; `--layout canonical` compares each as it
+writes. `w4afp8 validate` takes every expert out of its stacks, compares the digests, lays it out again and compares
+the stacks, streaming, without a second copy. It is a proof if the canonical checkpoint was proven: validate that
+first, or give it as `--against`. The checksum of the canonical bytes stands in every shard's metadata, in
+`config.json` and in `layout.json`.
 
-**Ranks.** `--tp N` cuts gate and up by rows and down by inputs, each projection by itself, never through a group that shares
-a scale; where the groups do not divide, the last rank is shorter and padded. `--ep N` gives every group of ranks as many
-whole experts. Rank r = EP rank x N(tp) + TP rank has the folder `rank-r-of-n` with its stacks, an index and a config that
-says which experts it holds; what is carried stands once, beside the folders. Static activation scales are reduced to the
-largest of a rank's experts, as the engines do; biases are cut, joined and padded with the rows, that of down on the first
-TP rank only, because results are added up.
+**Ranks.** `--tp N` cuts gate and up by rows and down by inputs, each projection by itself, never through a group
+that shares a scale; where the groups do not divide, the last rank is shorter and padded. `--ep N` gives every group
+of ranks as many whole experts. Rank r = EP rank x N(tp) + TP rank has the folder `rank-r-of-n` with its stacks, an
+index and a config that says which experts it holds; what is carried stands once, beside the folders. Static
+activation scales are reduced to the largest of a rank's experts, as the engines do; biases are cut, joined and
+padded with the rows, that of down on the first TP rank only, because results are added up.
 
-**Padding.** Hidden and intermediate sizes are padded with zeros (codes and scales) to the multiple below, each half of w13 by
-itself; the true sizes stand in `config.json` (`quantization_config.sizes`) and `layout.json`.
+**Padding.** Hidden and intermediate sizes are padded with zeros (codes and scales) to the multiple below, each half
+of w13 by itself; the true sizes stand in `config.json` (`quantization_config.sizes`) and `layout.json`.
 """
 
 
@@ -58,8 +59,8 @@ def page() -> str:
     lines += [
         "## Orders",
         "",
-        "Read a line from left to right to lay out, backwards to take apart. e experts, n output rows, k inputs; a weight's",
-        "last axis counts its nibbles, 16-bit words or bytes, low nibble first.",
+        "Read a line from left to right to lay out, backwards to take apart. e experts, n output rows, k inputs; the last",
+        "axis of a weight counts its nibbles, 16-bit words or bytes, low nibble first.",
         "",
         "| order | logical axes -> stored axes | sizes | of |",
         "| --- | --- | --- | --- |",

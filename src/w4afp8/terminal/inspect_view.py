@@ -24,7 +24,8 @@ from w4afp8.layouts._record import QUANT_METHOD
 def inspect_json(folder: Path, tensors: bool) -> dict[str, Any]:
     """Raises: CheckpointError when the headers are not what config.json promises."""
     with CheckpointReader(folder) as reader:
-        if (reader.config.get("quantization_config") or {}).get("quant_method") == QUANT_METHOD:
+        said = reader.config.get("quantization_config")
+        if isinstance(said, dict) and said.get("quant_method") == QUANT_METHOD:
             return inspect_layout(reader, tensors)
         family = families.of(reader.config)
         d = family.dimensions(reader.config)
