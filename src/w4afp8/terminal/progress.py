@@ -62,7 +62,7 @@ class RunProgress:
     def _unit_line(self, event: dict[str, Any]) -> str:
         self._finished += 1
         self._worked += event["seconds"]
-        parts = ["outside    " if event["layer"] is None else f"layer {event['layer']:>3}  "]
+        parts = [f"{event.get('unit', 'outside'):<10} " if event["layer"] is None else f"layer {event['layer']:>3}  "]
         if "error" in event:
             parts.append(f"error {_error(**event['error'])}  ")
             parts.append(f"tokens/expert min {event['tokens_min']} med {event['tokens_median']}  ")
