@@ -332,5 +332,7 @@ def test_the_command_speaks_json_and_never_the_token(
     assert run(str(proven), "--repo", REPO) == 0
     out_again, _ = capsys.readouterr()
     assert "0 files sent, every file compared" in out_again
+    lines = [line for line in out_again.splitlines() if "there already" in line]
+    assert [line.split(":")[0] for line in lines] == ["card and side files", "weights", "index and config"]
     assert TOKEN not in out + err + out_again
     assert run(str(proven), "--repo", "others/x", "--public") == 8

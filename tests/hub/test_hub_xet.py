@@ -65,6 +65,13 @@ def test_a_push_arrives_and_what_is_downloaded_validates(
     assert xet_hub.seen["commit"] == requests["commit"] and xet_hub.seen["xorb"] == requests["xorb"]
 
 
+def test_a_pull_request_is_filled_through_xet_too(xet_hub: FakeHub, proven: Path) -> None:
+    xet_hub.add_repo(REPO, private=True)
+    assert send(proven, create_pr=True).revision == "refs/pr/1"
+    assert_whole(xet_hub, proven, revision="refs/pr/1")
+    assert xet_hub.seen["xorb"] > 0 and xet_hub.repos[REPO].trees["main"] == {}
+
+
 @pytest.mark.parametrize(
     ("kind", "trouble"),
     [(kind, trouble) for kind in ("token", "xorb", "shard", "cas") for trouble in (500, "reset", "slow")]

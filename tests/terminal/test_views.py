@@ -103,6 +103,11 @@ def test_a_log_shows_life_once_a_minute_and_a_terminal_a_bar() -> None:
                 steps("digests", done, 12)
     assert shown(log) == "digests 5 of 12\ndigests 11 of 12\n"
     assert "digests" in shown(screen) and "digests 5 of 12" not in shown(screen) and "11/12" in shown(screen)
+    screen = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    with Steps(screen) as steps:
+        steps.close()
+        steps("weights", 1, 2)
+    assert "weights" not in shown(screen), "drawn over somebody else's bars"
     quiet_log = plain_console()
     with Steps(quiet_log, quiet=True, clock=lambda: now[0]) as steps:
         now[0] += 100.0

@@ -27,6 +27,20 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 ATTEMPTS = 6  # per phase
 LONGEST_WAIT_S = 30.0
 CONFLICTS = (409, 412)
+OnPhase = Callable[[Phase, int], None]  # a phase that begins, and how many of its files are not there yet
+
+
+def unheard(phase: Phase, absent: int) -> None:
+    """For who does not listen."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """Who hears of what happens, and how to wait."""
+
+    on_progress: Progress
+    on_phase: OnPhase
+    pause: Callable[[float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +95,7 @@ def push(
     *,
     dry_run: bool = False,
     on_progress: Progress = silent,
+    on_phase: OnPhase = unheard,
     pause: Callable[[float], None] = time.sleep,
 ) -> Pushed:
     """Publish `folder`.  With `dry_run` everything is checked that needs no network, and nothing is written or sent.
@@ -105,7 +120,7 @@ def push(
     remote = Remote(order.repo, pushed.revision)
     pushed.created = remote.open(order.private, order.create_pr)
     try:
-        _deliver(remote, folder, pushed, order, on_progress, pause)
+        _deliver(remote, folder, pushed, order, _Told(on_progress, on_phase, pause))
     except HubError as error:
         if remote.pull_request is None:
             raise
@@ -124,18 +139,15 @@ def _ask_the_gate(folder: Path, force: str | None, on_progress: Progress) -> Gat
     return verdict
 
 
-def _deliver(
-    remote: Remote, folder: Path, pushed: Pushed, order: Order, on_progress: Progress, pause: Callable[[float], None]
-) -> None:
+def _deliver(remote: Remote, folder: Path, pushed: Pushed, order: Order, told: _Told) -> None:
     there = _listing(remote)
     if not order.create_pr:
         _refuse_another_checkpoint(remote, there, pushed.phases)
     elif any(_missing(phase.files, there) for phase in pushed.phases):
         remote.begin_pull_request(f"Add {folder.resolve().name}", f"Sent by w4afp8 {__version__}; see README.md.")
-    for done, phase in enumerate(pushed.phases):
-        on_progress("phases", done, len(pushed.phases))
-        pushed.sent += _send_phase(remote, folder, phase, pause)
-    on_progress("phases", len(pushed.phases), len(pushed.phases))
+    for phase in pushed.phases:
+        told.on_phase(phase, len(_missing(phase.files, there)))
+        pushed.sent += _send_phase(remote, folder, phase, told)
     _read_back(remote, pushed)
     remote.end_pull_request()
     pushed.revision, pushed.pull_request = remote.revision, remote.pull_request
@@ -165,7 +177,7 @@ def _refuse_another_checkpoint(remote: Remote, there: Mapping[str, RemoteFile], 
         )
 
 
-def _send_phase(remote: Remote, folder: Path, phase: Phase, pause: Callable[[float], None]) -> list[str]:
+def _send_phase(remote: Remote, folder: Path, phase: Phase, told: _Told) -> list[str]:
     """Send what is not there, by name; after a broken line or a busy server look again and go on."""
     absent: list[str] | None = None  # when the phase began
     failures = 0  # since the last commit
@@ -175,8 +187,11 @@ def _send_phase(remote: Remote, folder: Path, phase: Phase, pause: Callable[[flo
             head = remote.head()  # before the list: a commit by somebody else after it is a conflict
             waiting = _missing(phase.files, remote.files())
             absent = [file.name for file in waiting] if absent is None else absent
+            done = len(phase.files) - len(waiting)
             for batch in shipment.batches(waiting):
                 head, failures = remote.send(folder, batch, phase.title, head), 0
+                done += len(batch)
+                told.on_progress(phase.title, done, len(phase.files))
             return absent
         except Exception as error:
             # A commit whose answer was lost is repeated by the client, and meets itself as a conflict.
@@ -185,7 +200,7 @@ def _send_phase(remote: Remote, folder: Path, phase: Phase, pause: Callable[[flo
             failures += 1
             if failures == ATTEMPTS or not is_transient(error):
                 raise explain(error, f"sending {phase.title} to {remote.repo}") from error
-            pause(min(LONGEST_WAIT_S, 2.0**failures))
+            told.pause(min(LONGEST_WAIT_S, 2.0**failures))
 
 
 def _read_back(remote: Remote, pushed: Pushed) -> None:

@@ -41,6 +41,12 @@ class Bar:
             self._tasks[what] = self._live.add_task(what, total=of, count=text)
         self._live.update(self._tasks[what], completed=done, total=of, count=text)
 
+    def close(self) -> None:
+        """Nothing is drawn from here on."""
+        if self._live:
+            self._live.stop()
+        self._live = None
+
     def __enter__(self) -> Bar:
         if self._live:
             self._live.start()
@@ -49,5 +55,4 @@ class Bar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live:
-            self._live.stop()
+        self.close()

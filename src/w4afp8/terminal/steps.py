@@ -28,6 +28,10 @@ class Steps:
         self._said = self._clock()
         self._console.print(f"{what} {done} of {total}", markup=False, soft_wrap=True)
 
+    def close(self) -> None:
+        """The screen is somebody else's from here on; a log still shows life."""
+        self._bar.close()
+
     def __enter__(self) -> Steps:
         self._bar.__enter__()
         return self
