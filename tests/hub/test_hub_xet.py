@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
+import time
 from importlib.metadata import requires
 from importlib.util import find_spec
 from pathlib import Path
@@ -117,6 +120,24 @@ def test_the_weights_are_committed_as_they_arrive(xet_hub: FakeHub, proven: Path
     assert_whole(xet_hub, proven)
     assert not there & set(done.sent) and len(xet_hub.repos[REPO].history) == 2 + small_commits
     assert all(xet_hub.storage.received[xorb] == count for xorb, count in received.items()), "sent again"
+
+
+def test_ctrl_c_stops_at_once_and_keeps_what_was_sent(xet_hub: FakeHub, proven: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "w4afp8.cli", "push", str(proven), "--repo", REPO, "--private"]
+    environment = os.environ | {"HF_ENDPOINT": xet_hub.url, "HF_HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
+    child = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def at_the_weights(kind: str, count: int) -> None:
+        if kind == "xorb" and INDEX not in xet_hub.repos[REPO].trees["main"] and xet_hub.seen["commit"] == 1:
+            child.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+
+    xet_hub.trouble = at_the_weights
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 130 and "interrupted; what was finished is kept" in said, said
+    xet_hub.trouble = lambda kind, count: None
+    assert "README.md" not in send(proven).sent
+    assert_whole(xet_hub, proven)
 
 
 def test_killed_at_random_points_it_goes_on(
