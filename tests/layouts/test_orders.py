@@ -12,6 +12,7 @@ from torch import Tensor
 
 from w4afp8 import layouts
 from w4afp8.errors import FormatError
+from w4afp8.kernels import layout as kernel_layout
 from w4afp8.layouts._orders import ORDERS
 from w4afp8.layouts._spec import GATE_UP, UP_GATE, Holding
 from w4afp8.layouts._split import Sizes, Split
@@ -122,6 +123,17 @@ def test_marlin_permutes_to_our_order(golden_tensors: Golden) -> None:
     agrees("marlin_scales_8bit", scale, peer["scale_act8_out"])
     agrees("marlin_scales_8bit", peer["bias_in"][None, :, None], peer["bias_out"])
     agrees("marlin_scales_mxfp4_16bit", peer["mxfp4_e8m0_in_NG"][None], peer["mxfp4_e8m0_act16_out"])
+
+
+def test_sm90_is_the_order_that_the_kernels_read() -> None:
+    """Every code in every place: `kernels/layout.py` is the truth, this room's rows are the same as data."""
+    codes = torch.arange(-8, 8, dtype=torch.int8).repeat(2 * 128 * 256 // 16)[torch.randperm(2 * 128 * 256)]
+    codes_ENK, scale_ENG = codes.view(2, 128, 256), torch.rand(2, 128, 2)
+    values = torch.tensor(holding("sm90", "int4").values, dtype=torch.uint8)
+    recoded = values[(codes_ENK & 15).long()]
+    stored = ORDERS["sm90"].store(recoded[..., 1::2] << 4 | recoded[..., 0::2])
+    assert torch.equal(stored, kernel_layout.store_codes(codes_ENK))
+    assert torch.equal(ORDERS["sm90_scales"].store(scale_ENG), kernel_layout.store_scales(scale_ENG))
 
 
 def holding(name: str, form: str) -> Holding:

@@ -432,7 +432,7 @@ def test_inside_a_checkpoint_no_further_words_are_needed(
         (("--format", "compressed_tensors_w4a8", "--layout", "sm90"), "give either --format or --layout"),
         (("--format", "compressed_tensors_w4a8", "--tp", "2"), "belong to a --layout"),
         (("--layout", "canonical", "--ep", "2"), "belong to a --layout"),
-        (("--layout", "sm90", "--jobs", "2"), "--jobs belongs to --format"),
+        (("--layout", "canonical", "--jobs", "2"), "one expert after the other"),
     ],
 )
 def test_options_that_mean_nothing_together_are_refused(

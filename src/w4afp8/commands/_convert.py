@@ -45,10 +45,19 @@ def to_format(screen: Screen, name: str, shard_gb: float, jobs: int | None, resu
 
 
 def to_layout(
-    screen: Screen, name: str, tp: int, ep: int, tolerance: float, shard_gb: float, resume: Resume
+    screen: Screen,
+    name: str,
+    tp: int,
+    ep: int,
+    tolerance: float,
+    shard_gb: float,
+    jobs: int | None,
+    resume: Resume,
 ) -> dict[str, Any]:
     """A runtime layout, over tp x ep ranks."""
-    order = plan.prepare(screen.source, name, screen.out, tp=tp, ep=ep, tolerance=tolerance, shard_gb=shard_gb)
+    order = plan.prepare(
+        screen.source, name, screen.out, tp=tp, ep=ep, tolerance=tolerance, shard_gb=shard_gb, jobs=jobs
+    )
     ranks = order.split.ranks
     screen.head(order.weight.name, f"{name}, {ranks} ranks" if ranks > 1 else name)
     with StopRequests(screen.errors) as stop, screen.progress(len(order.layers)) as progress:

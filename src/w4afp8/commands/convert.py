@@ -45,8 +45,8 @@ def convert(
         raise RecipeError("give either --format or --layout: what is the checkpoint to become?")
     if (tp, ep, tolerance) != (1, 1, 0.0) and layout_name in (None, layouts.CANONICAL):
         raise RecipeError("--tp, --ep and --tolerance belong to a --layout; its way back takes every rank there is")
-    if jobs is not None and format_name is None:
-        raise RecipeError("--jobs belongs to --format; a layout's experts are written one after the other")
+    if jobs is not None and layout_name == layouts.CANONICAL:
+        raise RecipeError("--jobs: the way back takes one expert after the other; leave it out")
     resources.keep_freed_memory()
     folder = hub.find_model(source)
     out = output_dir or default_output(folder, format_name or layout_name or "")
@@ -58,7 +58,7 @@ def convert(
     elif layout_name == layouts.CANONICAL:
         found = _convert.to_canonical(screen, mode)
     else:
-        found = _convert.to_layout(screen, layout_name or "", tp, ep, tolerance, shard_gb, mode)
+        found = _convert.to_layout(screen, layout_name or "", tp, ep, tolerance, shard_gb, jobs, mode)
     if as_json:
         print_json(found)
     elif text:

@@ -21,7 +21,7 @@ from w4afp8.numerics import axes, fp4
 
 # What a pattern's last logical axis counts: elements of the tensor as they are, or pieces of its bytes.
 ELEMENTS, NIBBLES, HALFWORDS = 0, 4, 16
-WORD_BITS = 32
+PIECE_WORDS = 1 << 16  # moved at once: they and a copy stay in a core's cache
 
 
 @dataclass(frozen=True)
@@ -112,19 +112,21 @@ def _inverse(bits: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _move_bits(stored: Tensor, bits: tuple[int, ...]) -> Tensor:
-    """Every little-endian word of four bytes, its bits moved: what each byte gives is looked up."""
-    given = _given_by_bytes(bits)
-    quads = stored.contiguous().view(torch.uint8).reshape(-1, 4)
-    words = given[0][quads[:, 0].int()]
-    for place in (1, 2, 3):
-        words |= given[place][quads[:, place].int()]
-    return words.view(torch.uint8).view(stored.dtype).view(stored.shape)
+    """Every little-endian word of 32 bits, its bits moved; bits that move equally far move together."""
+    words = stored.contiguous().view(torch.uint8).reshape(-1).view(torch.int32)
+    moved = torch.empty_like(words)
+    for piece, out in zip(torch.split(words, PIECE_WORDS), torch.split(moved, PIECE_WORDS)):
+        out.zero_()
+        for distance, mask in _moves(bits):
+            shifted = piece << distance if distance >= 0 else piece >> -distance
+            out.bitwise_or_(shifted.bitwise_and_(mask))
+    return moved.view(torch.uint8).view(stored.dtype).view(stored.shape)
 
 
 @cache
-def _given_by_bytes(bits: tuple[int, ...]) -> Tensor:
-    """int32 [4, 256]: the word that a byte at each of the four places becomes."""
-    words = [
-        sum(1 << bits[8 * place + t] for t in range(8) if byte >> t & 1) for place in range(4) for byte in range(256)
-    ]
-    return torch.tensor(words, dtype=torch.int64).to(torch.int32).view(4, 256)
+def _moves(bits: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """(how far to the left, which bits it gives) of every distance; the mask also drops copies of a sign bit."""
+    masks: dict[int, int] = {}
+    for source, target in enumerate(bits):
+        masks[target - source] = masks.get(target - source, 0) | 1 << target
+    return tuple((distance, mask - (mask >> 31 << 32)) for distance, mask in masks.items())

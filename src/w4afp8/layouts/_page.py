@@ -59,7 +59,7 @@ def page() -> str:
     lines += [
         "## Orders",
         "",
-        "Read a line from left to right to lay out, backwards to take apart. e experts, n output rows, k inputs; the last",
+        "Read a line from left to right to lay out, backwards to take apart. e experts, n outputs, k inputs; the last",
         "axis of a weight counts its nibbles, 16-bit words or bytes, low nibble first.",
         "",
         "| order | logical axes -> stored axes | sizes | of |",
@@ -88,8 +88,8 @@ def _name(order: Store) -> str:
     for name, known in ORDERS.items():
         if known is order:
             return f"`{name}`"
-    first = getattr(order, "orders", None)
-    return " or ".join(_name(each) for each in first) if first else "`kernels/layout.py`"
+    first: tuple[Store, ...] = getattr(order, "orders", ())
+    return " or ".join(_name(each) for each in first)
 
 
 def _line(order: Order) -> str:

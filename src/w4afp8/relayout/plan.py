@@ -11,6 +11,7 @@ import psutil
 from w4afp8 import layouts
 from w4afp8.checkpoint.reader import CheckpointReader
 from w4afp8.checkpoint.spec import TensorSpec
+from w4afp8.convert.jobs import check, default
 from w4afp8.convert.lay_out import fill_shards
 from w4afp8.convert.plan import OUTSIDE
 from w4afp8.convert.resources import Needs
@@ -59,6 +60,7 @@ class Order:
     scales: Mapping[str, TensorSpec]  # static activation scales of the source
     stackers: tuple[Stacker, ...]  # one for each holding of the layout: the values decide which
     shard_bytes: int
+    jobs: int  # experts at a time
     needs: Needs
 
     @property
@@ -104,8 +106,20 @@ class Order:
         return [spec for _, _, spec in stacker.specs(layer.stem)] + _derived.specs(stacker, layer, bool(self.scales))
 
 
-def prepare(source: Path, layout_name: str, out: Path, *, tp: int, ep: int, tolerance: float, shard_gb: float) -> Order:
+def prepare(
+    source: Path,
+    layout_name: str,
+    out: Path,
+    *,
+    tp: int,
+    ep: int,
+    tolerance: float,
+    shard_gb: float,
+    jobs: int | None = None,
+) -> Order:
     """Read the headers and decide everything but what the values decide; nothing is written.
+
+    `jobs` experts are laid out at a time (default: by the cores).
 
     Raises: RecipeError, CheckpointError, FormatError with every reason.
     """
@@ -135,11 +149,13 @@ def prepare(source: Path, layout_name: str, out: Path, *, tp: int, ep: int, tole
     largest = 3 * sizes.hidden * sizes.intermediate * weight.bits // 8
     order = Order(
         reader, out, layout, form, weight, tuple(items.values()), layers, scales, stackers, int(shard_gb * 1e9),
-        _no_needs(),
+        default() if jobs is None else check(jobs), _no_needs(),
     )  # fmt: skip
     output = sum(s.span_bytes for unit in order.units(stackers[-1]) for s in unit.specs)
     resident = psutil.Process().memory_info().rss
-    return replace(order, needs=Needs(resident, {"one expert": COPIES * largest}, output=output, state=0))
+    return replace(
+        order, needs=Needs(resident, {"one expert a job": order.jobs * COPIES * largest}, output=output, state=0)
+    )
 
 
 def _no_needs() -> Needs:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from w4afp8.checkpoint.reader import CONFIG, INDEX, SINGLE
+from w4afp8.convert.jobs import in_parallel
 from w4afp8.convert.publish import side_files
 from w4afp8.convert.survey import first_not_finite
 from w4afp8.errors import FormatError, QuantizationError, W4AFP8Error, raise_all
+from w4afp8.layouts._experts import Holder
 from w4afp8.layouts._spec import STACKS
 from w4afp8.layouts._stack import Matrix, Stacker
 from w4afp8.relayout.plan import Order
@@ -73,22 +76,15 @@ def _choose(order: Order, progress: Progress) -> int:
     """Every scale looked at: are they numbers, and which holding holds them all?"""
     refused: list[list[str]] = [[] for _ in order.stackers]
     sick: list[str] = []
-    done, total = 0, sum(len(layer.experts) for layer in order.layers.values())
-    for layer in order.layers.values():
-        for expert, holders in enumerate(layer.experts):
-            name = f"{layer.stem}.{expert}"
-            matrices: dict[str, Matrix] = {}
-            for holder in holders:
-                tensors = holder.read(order.reader.read)
-                for spec in holder.item.tensors[1:]:
-                    bad = first_not_finite(tensors[spec.name].reshape(-1).view(torch.uint8), spec.dtype)
-                    sick += [f"{spec}: element {bad} is NaN or infinite"] if bad is not None else []
-                matrices |= holder.matrices(tensors)
-            if not sick:
-                for stacker, why in zip(order.stackers, refused, strict=True):
-                    why += _refusals(stacker, name, matrices) if len(why) < MOST else []
-            done += 1
-            progress("source values", done, total)
+    looks = [
+        partial(_look, order, f"{layer.stem}.{expert}", holders)
+        for layer in order.layers.values() for expert, holders in enumerate(layer.experts)
+    ]  # fmt: skip
+    for done, (bad, whys) in enumerate(in_parallel(order.jobs, looks), 1):
+        sick += bad
+        for why, found in zip(refused, whys, strict=True):
+            why += found if len(why) < MOST else []
+        progress("source values", done, len(looks))
     raise_all(sick[:MOST], QuantizationError, "the source holds numbers that are not finite; fetch it again")
     for number, why in enumerate(refused):
         if not why:
@@ -96,6 +92,19 @@ def _choose(order: Order, progress: Progress) -> int:
     near = "; --tolerance says how near is near enough" if order.stackers[-1].holding.scales.searched else ""
     raise_all(refused[-1][:MOST], FormatError, f"{order.layout.name} does not hold these scales{near}")
     raise AssertionError("some holding refused, so one reason was raised")
+
+
+def _look(order: Order, name: str, holders: tuple[Holder, ...]) -> tuple[list[str], list[list[str]]]:
+    """What of one expert is no number, and what each holding does not hold."""
+    sick: list[str] = []
+    matrices: dict[str, Matrix] = {}
+    for holder in holders:
+        tensors = holder.read(order.reader.read)
+        for spec in holder.item.tensors[1:]:
+            bad = first_not_finite(tensors[spec.name].reshape(-1).view(torch.uint8), spec.dtype)
+            sick += [f"{spec}: element {bad} is NaN or infinite"] if bad is not None else []
+        matrices |= holder.matrices(tensors)
+    return sick, [[] if sick else _refusals(stacker, name, matrices) for stacker in order.stackers]
 
 
 def _refusals(stacker: Stacker, name: str, matrices: Mapping[str, Matrix]) -> list[str]:

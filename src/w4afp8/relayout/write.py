@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from w4afp8.checkpoint.writer import ShardWriter
+from w4afp8.convert.jobs import in_parallel
 from w4afp8.errors import FormatError
 from w4afp8.layouts import _derived, _record
-from w4afp8.layouts._experts import Layer
+from w4afp8.layouts._experts import Holder, Layer
 from w4afp8.layouts._record import Record
 from w4afp8.layouts._spec import STACKS
 from w4afp8.layouts._split import folder_of
-from w4afp8.layouts._stack import Matrix, Stacker
+from w4afp8.layouts._stack import Matrix, Stacker, Stored
 from w4afp8.relayout.plan import Order, Shards, Unit
 
 
@@ -63,33 +65,41 @@ def write_unit(order: Order, stacker: Stacker, unit: Unit, record: Record) -> No
 
 def _write_stacks(order: Order, stacker: Stacker, layer: Layer, ranks: list[_Rank]) -> None:
     split = stacker.split
-    for expert, holders in enumerate(layer.experts):
-        tensors: dict[str, Tensor] = {}
-        matrices: dict[str, Matrix] = {}
-        for holder in holders:
-            found = holder.read(order.reader.read)
-            tensors |= found
-            matrices |= holder.matrices(found)
-        ep_rank, local = divmod(expert, split.local_experts)
-        back: dict[str, Matrix] = {}
-        for stack in STACKS:
-            parts = []
-            for tp_rank in range(split.tp):
-                stored = stacker.store(stack, matrices, tp_rank)
-                rank = ranks[split.rank(ep_rank, tp_rank)]
+    count = len(layer.experts)
+    for first in range(0, count, order.jobs):  # a batch at a time: parts of a stack are written in order
+        batch = range(first, min(first + order.jobs, count))
+        tasks = [partial(_laid_out, order, stacker, layer.experts[expert]) for expert in batch]
+        for expert, found in zip(batch, in_parallel(order.jobs, tasks), strict=True):
+            ep_rank, local = divmod(expert, split.local_experts)
+            for (stack, tp_rank), stored in found.items():
                 for piece in stacker.pieces:
                     name = f"{layer.stem}.{stack}{piece.suffix}"
+                    rank = ranks[split.rank(ep_rank, tp_rank)]
                     rank.put(name, piece.order.expert_axis, local, stored[piece.suffix])
-                parts.append(stacker.load(stack, stored, tp_rank))
-            back |= stacker.whole(stack, parts)
-        for holder in holders:
-            _compare(order, stacker, tensors, holder.write(back))
     scaled = bool(order.scales)
     specs = _derived.specs(stacker, layer, scaled)
     for number, writing in enumerate(ranks if specs else ()):
         values = _derived.values(stacker, layer, scaled, number, order.reader.read)
         for spec, value in zip(specs, values, strict=True):
             writing.writers[spec.name].put(spec.name, value)
+
+
+def _laid_out(order: Order, stacker: Stacker, holders: tuple[Holder, ...]) -> dict[tuple[str, int], Stored]:
+    """(stack, TP rank) -> one expert's pieces, which were read back and compared."""
+    tensors: dict[str, Tensor] = {}
+    matrices: dict[str, Matrix] = {}
+    for holder in holders:
+        found = holder.read(order.reader.read)
+        tensors |= found
+        matrices |= holder.matrices(found)
+    ranks = range(stacker.split.tp)
+    stored = {(stack, rank): stacker.store(stack, matrices, rank) for stack in STACKS for rank in ranks}
+    back: dict[str, Matrix] = {}
+    for stack in STACKS:
+        back |= stacker.whole(stack, [stacker.load(stack, stored[stack, rank], rank) for rank in ranks])
+    for holder in holders:
+        _compare(order, stacker, tensors, holder.write(back))
+    return stored
 
 
 def _compare(order: Order, stacker: Stacker, read: Mapping[str, Tensor], back: Mapping[str, Tensor]) -> None:
