@@ -50,8 +50,8 @@ class UnitWriter:
 
     def recode(self, weights: Weights, linear: WeightFormat, instead: Mapping[str, Tensor]) -> None:
         """Write the matrices that change format on the way, folded ones as the fold left them."""
-        assert linear.encode is not None, f"{linear.name} cannot be made from real numbers alone"
         for name in self.unit.recoded:
+            assert linear.encode is not None, f"{linear.name} cannot be made from real numbers alone"
             real = instead[name].float() if name in instead else weights.matrix(name)
             self.put_weight(name, linear, linear.encode(real))
 

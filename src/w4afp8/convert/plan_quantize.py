@@ -28,6 +28,11 @@ def make_plan(
     Raises: RecipeError when the recipe asks for what the output format's engines cannot load.
     """
     target = suited(formats.target(recipe.output.format), family)
+    if target.scheme != recipe.scheme:
+        raise RecipeError(
+            f"scheme: {recipe.scheme} and output.format: {target.name} do not go together; {target.name} holds "
+            f"{target.scheme}"
+        )
     mtp = _decide_mtp(recipe.mtp, target, dimensions)
     new_config = family.without_mtp(config) if mtp is Mtp.DROP else dict(config)
     kept = dimensions if mtp is not Mtp.DROP else replace(dimensions, mtp_layers=0)
