@@ -105,5 +105,5 @@ CHECKPOINT = CheckpointFormat(
     plain_config=_plain_config,
     side_files=no_side_files,
     read_by=("vLLM (compressed-tensors)", "SGLang where linears have 16 bits"),
-    validated=False,
+    validated=True,
 )

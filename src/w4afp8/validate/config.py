@@ -46,15 +46,20 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def check_config(
-    config: Mapping[str, Any], target: CheckpointFormat, source: Mapping[str, Any] | None, ours: bool = True
+    config: Mapping[str, Any],
+    target: CheckpointFormat,
+    source: Mapping[str, Any] | None,
+    ours: bool = True,
+    sixteen: bool = False,
 ) -> Check:
     """The fields by which engines choose the format, and everything else as the source has it.
 
-    Another tool's directory (not `ours`) may leave out the fields that no engine reads, but must not contradict them.
+    `sixteen`: the linears beside the experts have 16 bits, of which some formats' config speaks.  Another tool's
+    directory (not `ours`) may leave out the fields that no engine reads, but must not contradict them.
     """
     check = Check("config", "config.json says what the engine must hear, and otherwise what the source says")
     found = config.get("quantization_config")
-    for key, value in target.quantization_config(config).items():
+    for key, value in target.config_for(config, sixteen).items():
         check.examined += 1
         got = found.get(key) if isinstance(found, dict) else None
         if got != value and (ours or got is not None or key == "quant_method"):

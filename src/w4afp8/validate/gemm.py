@@ -48,6 +48,8 @@ class GemmChecks:
         self.target = target
         self.gemm = Check("grouped GEMM", "torch.ops.w4afp8.grouped_gemm on the packed bytes equals a float64 product")
         self.static = Check("static activations", "the static scale neither clips nor crushes recorded activations")
+        if not target.input_scale.indexed:
+            self.static.idle = f"engines of {target.name} scale activations when they see them"
 
     @property
     def all(self) -> list[Check]:
@@ -58,16 +60,17 @@ class GemmChecks:
         layer = numbers.layer
         expert_bytes = sum(output.weights.inventory[n].span_bytes for n in output.expert_names(layer, 0).values())
         step = max(1, BATCH_BYTES // expert_bytes)
-        static = {site: self._static_scale(output, layer, site) for site in ("gate_up", "down")}
-        ranges = {site: _Range(scale) for site, scale in static.items()}
-        ranges["gate_up"].see(inputs.x * fold_H)
+        sites = ("gate_up", "down") if self.target.input_scale.indexed else ()
+        ranges = {site: _Range(self._static_scale(output, layer, site)) for site in sites}
+        if ranges:
+            ranges["gate_up"].see(inputs.x * fold_H)
         for begin in range(0, len(chosen), step):
             batch = chosen[begin : begin + step]
             rows = [inputs.rows_of(expert)[0] for expert in batch]
             x = [inputs.x[r] * fold_H for r in rows]
             exact = self._multiply(output, numbers, "gate_up", batch, x)
             hidden = [_swiglu(product) for product in exact]
-            for h, expert, row in zip(hidden, batch, rows, strict=True):
+            for h, expert, row in zip(hidden, batch, rows, strict=True) if ranges else ():
                 ranges["down"].see(h[inputs.weight_of(expert, row) > 0])
             self._multiply(output, numbers, "down", batch, hidden)
         for site, seen in ranges.items():
@@ -93,7 +96,8 @@ class GemmChecks:
             self.gemm.examined += 1
             if not error <= GEMM_ERROR or not bool(product[mine].isfinite().all()):
                 self.gemm.blame(
-                    f"{output.family.expert(output.d, numbers.layer, expert)} {site}", f"a product {error:.2g} off (Frobenius)",
+                    f"{output.family.expert(output.d, numbers.layer, expert)} {site}",
+                    f"a product {error:.2g} off (Frobenius)",
                     f"at most {GEMM_ERROR:g}", "the bytes or the kernel are wrong: report it with this directory",
                 )  # fmt: skip
         return exact
@@ -174,12 +178,17 @@ def _load(output: Side, layer: int, site: str, batch: list[int]) -> _Batch:
     for expert in batch:
         names = output.expert_names(layer, expert)
         items = [output.weights.inventory[names[projection]] for projection in projections]
-        packed.append(torch.cat([output.reader.read(item.tensors[0].name) for item in items]))
+        packed.append(torch.cat([_as_the_op_takes(output.reader.read(item.tensors[0].name)) for item in items]))
         scales.append(torch.cat([output.reader.read(item.tensors[1].name) for item in items]).to(torch.bfloat16))
         weights = [output.group_weight(names[projection]) for projection in projections]
         codes_NK = torch.cat([weight.codes_NK for weight in weights])
         decoded.append(GroupWeight(codes_NK, torch.cat([weight.scale_NG for weight in weights])))
     return _Batch(torch.stack(packed), torch.stack(scales), decoded)
+
+
+def _as_the_op_takes(stored: Tensor) -> Tensor:
+    """int8 [N, K/2]: as stored, or of 32-bit words with code + 8 in each nibble what an engine makes at load."""
+    return stored if stored.dtype == torch.int8 else (stored.view(torch.uint8) ^ 0x88).view(torch.int8)
 
 
 def _swiglu(gate_up: Tensor) -> Tensor:

@@ -13,12 +13,15 @@ from w4afp8.checkpoint.reader import CONFIG, INDEX, read_json
 from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.errors import FormatError, W4AFP8Error
 from w4afp8.families._inventory import Item
-from w4afp8.families._spec import PROJECTIONS, Expected, Family, Role, Sizes
+from w4afp8.families._spec import PROJECTIONS, VECTOR_DTYPES, Expected, Family, Role, Sizes
+from w4afp8.formats._spec import PlainWeight
 from w4afp8.formats._target import CheckpointFormat
 from w4afp8.validate.config import WEIGHT_FILES
 from w4afp8.validate.findings import Check
 
 REMAKE = "copy it again, or quantize into a new directory"
+LINEAR = (Role.ATTENTION, Role.DENSE_MLP, Role.SHARED_EXPERT)
+SCALAR_SHAPES = ((1,), ())  # of an activation scale; published files have both, and 16-bit ones
 RESUME = "the directory is unfinished: run the same quantize command again, it resumes at the last finished layer"
 
 
@@ -119,30 +122,42 @@ def check_tensors(
             items[expected.name] = item
         for name in _names_of(expected) if item is None else [spec.name for spec in item.tensors]:
             unknown.pop(name, None)
-    for name, wanted in input_scales(family, d, target).items():
+    for name, file in input_scales(family, d, target).items():
         got = unknown.pop(name, None)
         if got is None:
-            check.blame(name, "nothing", f"{wanted.dtype} {list(wanted.shape)}: without it the engine uses 1", REMAKE)
-        elif (got.dtype, got.shape, got.shard) != (wanted.dtype, wanted.shape, wanted.shard):
-            check.blame(
-                name, f"{got.dtype} {list(got.shape)} in {got.shard}",
-                f"{wanted.dtype} {list(wanted.shape)} in {wanted.shard}", REMAKE,
-            )  # fmt: skip
+            check.blame(name, "nothing", "a float32 number: without it the engine uses 1", REMAKE)
+        elif got.dtype not in VECTOR_DTYPES or got.shape not in SCALAR_SHAPES:
+            check.blame(name, f"{got.dtype} {list(got.shape)} in {got.shard}", f"F32 [1] in {file}", REMAKE)
     for spec in unknown.values():
         check.blame(spec.name, f"{spec.dtype} {list(spec.shape)} in {spec.shard}", "no such tensor", "remove it")
     check.examined = len(specs)
     return check, items
 
 
-def input_scales(family: Family, d: Sizes, target: CheckpointFormat) -> dict[str, TensorSpec]:
-    """The static activation scales that the format adds to every expert."""
-    return {
-        name: TensorSpec(name, "F32", (1,), target.input_scale.file)
+def has_sixteen_bit_linears(items: Mapping[str, Item]) -> bool:
+    """Whether the linears beside the experts have 16 bits; engines are told so once for all of them."""
+    linears = (item for item in items.values() if item.expected.role in LINEAR and item.format is not None)
+    return any(item.format is not None and item.format.form is PlainWeight for item in linears)
+
+
+def input_scales(family: Family, d: Sizes, target: CheckpointFormat) -> dict[str, str]:
+    """The static activation scales that engines of the format read for every expert, and the file that has ours."""
+    rule = target.input_scale
+    if rule.within or not rule.indexed:
+        return {}
+    return dict.fromkeys(scale_names(family, d, target), rule.file)
+
+
+def scale_names(family: Family, d: Sizes, target: CheckpointFormat) -> list[str]:
+    """The name of every expert's activation scales in a format that has or keeps them."""
+    rule = target.input_scale
+    return [
+        rule.tensor_name(family.expert(d, layer, expert), projection)
         for layer in range(d.all_layers)
         if d.is_moe(layer)
         for expert in range(d.experts)
-        for name in (target.input_scale.tensor_name(family.expert(d, layer, expert), p) for p in PROJECTIONS)
-    }
+        for projection in PROJECTIONS
+    ]
 
 
 def _names_of(expected: Expected) -> set[str]:
@@ -182,5 +197,9 @@ def _item(expected: Expected, specs: Mapping[str, TensorSpec], target: Checkpoin
         return None
     if fmt is int4:
         check.blame(str(found), fmt.name, f"a {expected.role} as the source has it", "only routed experts are int4")
+        return None
+    if fmt not in target.linear_weights and (expected.role in LINEAR or fmt.form is not PlainWeight):
+        names = " or ".join(form.name for form in target.linear_weights)
+        check.blame(str(found), fmt.name, f"{names}, as engines of {target.name} read it", REMAKE)
         return None
     return Item(expected, fmt, tuple(specs[expected.stem + part.suffix] for part in fmt.parts))
