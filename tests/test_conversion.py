@@ -189,8 +189,6 @@ def test_what_cannot_be_converted_is_refused_with_the_reason(
         "kv_a_proj_with_mqa.weight has 16 bits and .* stands in compressed_tensors_fp8",
         out,
     )
-    with pytest.raises(CheckpointError, match="validate has no proof for compressed_tensors_w4a8"):
-        validate(there)
 
 
 def stops_after(count: int) -> Callable[[], bool]:

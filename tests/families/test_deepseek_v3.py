@@ -226,14 +226,16 @@ def test_all_problems_are_listed_at_once_and_counted_when_many(toy_config: dict[
     assert "2 problems" in said and "model.norm.weight" in said and "odd" in said
 
 
-def test_extra_tensors_that_a_format_adds_must_be_there_exactly_so(toy_config: dict[str, Any]) -> None:
+def test_extra_numbers_that_a_format_adds_must_be_there_and_be_numbers(toy_config: dict[str, Any]) -> None:
     wanted = {"x.input_scale": TensorSpec("x.input_scale", "F32", (1,))}
     d, specs = FAMILY.dimensions(toy_config), header_specs(toy_config)
     with pytest.raises(CheckpointError, match=r"x.input_scale is missing: expected F32 \[1\]"):
         take_inventory(FAMILY, d, specs, wanted)
-    with pytest.raises(CheckpointError, match=r"x.input_scale \(BF16 \[1\]\): expected F32 \[1\]"):
-        take_inventory(FAMILY, d, specs | {"x.input_scale": TensorSpec("x.input_scale", "BF16", (1,))}, wanted)
-    take_inventory(FAMILY, d, specs | wanted, wanted)
+    for dtype, shape in (("I32", (1,)), ("F32", (2,)), ("F32", (1, 1))):
+        with pytest.raises(CheckpointError, match=r"x.input_scale \(.*\): expected F32 \[1\]"):
+            take_inventory(FAMILY, d, specs | {"x.input_scale": TensorSpec("x.input_scale", dtype, shape)}, wanted)
+    for dtype, shape in (("F32", (1,)), ("BF16", (1,)), ("BF16", ())):
+        take_inventory(FAMILY, d, specs | {"x.input_scale": TensorSpec("x.input_scale", dtype, shape)}, wanted)
 
 
 LIES: list[tuple[str, Any]] = [

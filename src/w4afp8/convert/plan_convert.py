@@ -17,7 +17,7 @@ from w4afp8.convert.lay_out import input_scale_specs, is_misread, lay_out, suite
 from w4afp8.convert.plan import Plan, Unit
 from w4afp8.convert.steps import Step, in_place, made_of, put_together, taken_apart
 from w4afp8.errors import FormatError, RecipeError, raise_all
-from w4afp8.families._inventory import Item, format_of_experts, take_inventory
+from w4afp8.families._inventory import Item, format_of_experts, is_number, take_inventory
 from w4afp8.families._spec import Family, Role, Sizes
 from w4afp8.formats import _conversion
 from w4afp8.formats._spec import WeightFormat
@@ -83,7 +83,7 @@ def plan_translation(reader: CheckpointReader, target: CheckpointFormat, shard_g
         becomes |= {item.expected.name: becomes.get(item.expected.name, target.expert_weight) for item in moved}
     plan = lay_out(
         family, d, reader.config, items, target, becomes=becomes, made=_made(items, steps, target), recoded=frozenset(),
-        mtp=Mtp.QUANTIZE, input_scales=input_scale_specs(family, d, target) if scaled and not wanted.within else (),
+        mtp=Mtp.QUANTIZE, input_scales=_scales_as_stored(reader, family, d, source, target) if scaled else (),
         shard_bytes=int(shard_gb * 1e9),
     )  # fmt: skip
     if source.name == target.name and plan.config == reader.config:
@@ -156,6 +156,21 @@ def _source_format(reader: CheckpointReader, family: Family, d: Sizes, target: C
     return formats.checkpoint(found)
 
 
+def _scales_as_stored(
+    reader: CheckpointReader, family: Family, d: Sizes, source: CheckpointFormat, target: CheckpointFormat
+) -> tuple[TensorSpec, ...]:
+    """The target's activation scales, each of the dtype and shape that the source's has."""
+    if target.input_scale.within:
+        return ()
+    made, before = (input_scale_specs(family, d, form) for form in (target, source))
+    if source.input_scale.within:
+        return made
+    rule = source.input_scale
+    found = reader.specs if rule.indexed else {s.name: s for s in read_header(reader.folder / rule.file)[0]}
+    pairs = ((new, found[old.name]) for new, old in zip(made, before, strict=True))
+    return tuple(replace(new, dtype=old.dtype, shape=old.shape) for new, old in pairs)
+
+
 def _kept_scales(reader: CheckpointReader, source: CheckpointFormat) -> bool:
     """Whether the static scales of an earlier format were kept.  Raises: FormatError when only some were."""
     path = reader.folder / source.input_scale.file
@@ -164,7 +179,7 @@ def _kept_scales(reader: CheckpointReader, source: CheckpointFormat) -> bool:
     family = families.of(reader.config)
     wanted = input_scale_specs(family, family.dimensions(reader.config), source)
     found = {spec.name: spec for spec in read_header(path)[0]}
-    bad = [s for s in wanted if s.name not in found or (found[s.name].dtype, found[s.name].shape) != (s.dtype, s.shape)]
+    bad = [spec for spec in wanted if spec.name not in found or not is_number(found[spec.name])]
     raise_all(
         [f"{s.name}: expected {s.dtype} {list(s.shape)}" for s in bad[:5]],
         FormatError,

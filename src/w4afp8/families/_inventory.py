@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from w4afp8 import formats
 from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.errors import CheckpointError, FormatError, raise_all
-from w4afp8.families._spec import Expected, Family, Role, Sizes
+from w4afp8.families._spec import SCALAR_SHAPES, VECTOR_DTYPES, Expected, Family, Role, Sizes
 from w4afp8.formats._spec import WeightFormat
 
 MOST_MISSING = 100_000  # that many missing tensors are still named; a config that promises more is of another model
@@ -35,7 +35,7 @@ def take_inventory(
 ) -> dict[str, Item]:
     """Match the tensors of a checkpoint with what its config promises, from headers only.
 
-    `extra` are tensors that a checkpoint format adds (activation scales); they must be there exactly so.
+    `extra` are numbers that a checkpoint format adds (activation scales), in any width and with or without an axis.
     Raises: CheckpointError listing every missing, unknown or misshapen tensor.
     """
     items: dict[str, Item] = {}
@@ -63,13 +63,18 @@ def take_inventory(
         got = unknown.pop(name, None)
         if got is None:
             problems.append(f"{name} is missing: expected {wanted.dtype} {list(wanted.shape)}")
-        elif (got.dtype, got.shape) != (wanted.dtype, wanted.shape):
+        elif not is_number(got):
             problems.append(f"{got}: expected {wanted.dtype} {list(wanted.shape)}")
     problems += [f"{spec} has no role in the family {family.name}" for spec in unknown.values()]
     raise_all(
         _shorten(problems), CheckpointError, f"the tensors are not those that config.json promises ({family.name})"
     )
     return items
+
+
+def is_number(spec: TensorSpec) -> bool:
+    """Whether a tensor is one real number, as tools write activation scales: F32 or 16 bits, [1] or []."""
+    return spec.dtype in VECTOR_DTYPES and spec.shape in SCALAR_SHAPES
 
 
 def format_of_experts(family: Family, sizes: Sizes, specs: Mapping[str, TensorSpec]) -> WeightFormat | None:

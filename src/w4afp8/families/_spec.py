@@ -29,6 +29,7 @@ class Role(StrEnum):
 
 
 VECTOR_DTYPES = ("BF16", "F32", "F16")
+SCALAR_SHAPES = ((1,), ())  # of one number that is a tensor: published files have both
 
 
 @dataclass(frozen=True, slots=True)

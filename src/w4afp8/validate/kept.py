@@ -15,11 +15,11 @@ from w4afp8.checkpoint.header import read_header
 from w4afp8.checkpoint.reader import CheckpointReader
 from w4afp8.checkpoint.spec import DTYPES
 from w4afp8.errors import W4AFP8Error
-from w4afp8.families._spec import VECTOR_DTYPES
+from w4afp8.families._inventory import is_number
 from w4afp8.formats._target import CheckpointFormat
 from w4afp8.validate.findings import Check
 from w4afp8.validate.sides import Side
-from w4afp8.validate.structure import REMAKE, SCALAR_SHAPES, scale_names
+from w4afp8.validate.structure import REMAKE, scale_names
 
 Scale = tuple[str, float]
 
@@ -57,7 +57,7 @@ def read_scales(reader: CheckpointReader, output: Side, target: CheckpointFormat
 def _read(path: Path) -> Iterator[Scale]:
     with path.open("rb") as file:
         for spec in read_header(path)[0]:
-            if spec.dtype not in VECTOR_DTYPES or spec.shape not in SCALAR_SHAPES:
+            if not is_number(spec):
                 raise W4AFP8Error(f"{spec}: expected F32 [1]")
             file.seek(spec.begin)
             raw = torch.frombuffer(bytearray(file.read(spec.span_bytes)), dtype=torch.uint8)

@@ -12,8 +12,8 @@ from w4afp8.checkpoint.journal import FINGERPRINT
 from w4afp8.checkpoint.reader import CONFIG, INDEX, read_json
 from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.errors import FormatError, W4AFP8Error
-from w4afp8.families._inventory import Item
-from w4afp8.families._spec import PROJECTIONS, VECTOR_DTYPES, Expected, Family, Role, Sizes
+from w4afp8.families._inventory import Item, is_number
+from w4afp8.families._spec import PROJECTIONS, Expected, Family, Role, Sizes
 from w4afp8.formats._spec import PlainWeight
 from w4afp8.formats._target import CheckpointFormat
 from w4afp8.validate.config import WEIGHT_FILES
@@ -21,7 +21,6 @@ from w4afp8.validate.findings import Check
 
 REMAKE = "copy it again, or quantize into a new directory"
 LINEAR = (Role.ATTENTION, Role.DENSE_MLP, Role.SHARED_EXPERT)
-SCALAR_SHAPES = ((1,), ())  # of an activation scale; published files have both, and 16-bit ones
 RESUME = "the directory is unfinished: run the same quantize command again, it resumes at the last finished layer"
 
 
@@ -126,7 +125,7 @@ def check_tensors(
         got = unknown.pop(name, None)
         if got is None:
             check.blame(name, "nothing", "a float32 number: without it the engine uses 1", REMAKE)
-        elif got.dtype not in VECTOR_DTYPES or got.shape not in SCALAR_SHAPES:
+        elif not is_number(got):
             check.blame(name, f"{got.dtype} {list(got.shape)} in {got.shard}", f"F32 [1] in {file}", REMAKE)
     for spec in unknown.values():
         check.blame(spec.name, f"{spec.dtype} {list(spec.shape)} in {spec.shard}", "no such tensor", "remove it")
