@@ -2,7 +2,9 @@
 
     python benchmarks/bench_quality.py [--scheme MXFP4] [RECIPE ...]
 
-With a scheme, plain rounding is that of the scheme: for MXFP4 the exponents of compressed-tensors 0.20.  Every recipe calibrates on 64 k tokens of the bundled text; 32 x 512 tokens of demo/evaluation.jsonl are evaluated with
+With a scheme, plain rounding is that of the scheme: for MXFP4 the exponents of compressed-tensors 0.20.
+
+Every recipe calibrates on 64 k tokens of the bundled text; 32 x 512 tokens of demo/evaluation.jsonl are evaluated with
 FP8 activations simulated per token and, where the format has them, with the static scales that the checkpoint carries.
 """
 
@@ -45,9 +47,8 @@ def main(recipes: list[str], scheme: str) -> None:
                 "bits_per_weight": bits[name],
                 "kl_token": token.kl,
                 "kl_token_standard_error": token.kl_standard_error,
-                **{"kl_static": s.kl for s in static},
+                **({"kl_static": static[0].kl, "static_over_token": static[0].kl / token.kl} if static else {}),
                 "share_of_plain_rounding": token.kl / plain.kl,
-                **{"static_over_token": s.kl / token.kl for s in static},
                 "perplexity": token.perplexity,
                 "source_perplexity": token.source_perplexity,
                 "top1_agreement": token.top1_agreement,

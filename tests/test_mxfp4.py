@@ -105,7 +105,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(toy: Toy, small_recipe
 def test_what_does_not_go_together_is_refused(toy: Toy, small_recipe: Small, tmp_path: Path) -> None:
     source, out = toy(), tmp_path / "out"
     wrong = small_recipe(scheme="MXFP4", output={"format": "sglang_w4afp8"})
-    with pytest.raises(RecipeError, match="scheme: MXFP4 and output.format: sglang_w4afp8 do not go together"):
+    with pytest.raises(RecipeError, match=r"scheme: MXFP4 and output.format: sglang_w4afp8 do not go together"):
         pipeline.prepare(source, wrong, out)
     with pytest.raises(RecipeError, match="do not go together"):
         pipeline.prepare(source, small_recipe(output={"format": CT_MX}), out)

@@ -49,7 +49,8 @@ A2_INDEXER = {
 A2_EXPERT = {"w1.weight": ((2048, 2048), (2048, 128)), "w3.weight": ((2048, 2048), (2048, 128)),
              "w2.weight": ((4096, 1024), (4096, 64))}  # fmt: skip
 A2_MTP = {
-    "e_proj.weight": ((4096, 4096), (32, 32)), "h_proj.weight": ((4096, 4096), (32, 32)), "enorm.weight": ((4096,), None),
+    "e_proj.weight": ((4096, 4096), (32, 32)), "h_proj.weight": ((4096, 4096), (32, 32)),
+    "enorm.weight": ((4096,), None),
     "hnorm.weight": ((4096,), None), "norm.weight": ((4096,), None), "emb.tok_emb.weight": ((129280, 4096), None),
     "head.weight": ((129280, 4096), None), "hc_head_fn": ((4, 16384), None), "hc_head_base": ((4,), None),
     "hc_head_scale": ((1,), None),

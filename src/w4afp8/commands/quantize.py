@@ -27,9 +27,9 @@ from w4afp8.commands._shared import ERR, JSON_FLAG, MODEL_HELP, OUT, print_json
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 @JSON_FLAG
 def quantize(
-    model: str, revision: str | None, recipe: str, scheme: str | None, settings: tuple[str, ...], output_dir: Path | None,
-    data: tuple[str, ...], mtp: str | None, device: str | None, resume: str, allow_cold_experts: bool,
-    dry_run: bool, quiet: bool, as_json: bool,
+    model: str, revision: str | None, recipe: str, scheme: str | None, settings: tuple[str, ...],
+    output_dir: Path | None, data: tuple[str, ...], mtp: str | None, device: str | None, resume: str,
+    allow_cold_experts: bool, dry_run: bool, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Quantize a checkpoint's routed experts to 4 bits.  An interrupted run goes on when run again."""
     from w4afp8 import hub, pipeline

@@ -98,7 +98,7 @@ class E2M1(Grid):
         return codes.div_(step).round_().mul_(step).clamp_(-2 * fp4.LARGEST, 2 * fp4.LARGEST)
 
     def plain(self, amax: Tensor) -> Tensor:
-        """compressed-tensors 0.20: amax rounded to one mantissa bit, as e2m1 has, then its exponent less 2 (formats: D4)."""
+        """compressed-tensors 0.20: amax rounded to e2m1's one mantissa bit, then its exponent less 2 (formats: D4)."""
         lifted = (amax.view(torch.int32) + 0x200000).view(torch.float32)
         return self._scale(_exponent(lifted) - 2, amax)
 
