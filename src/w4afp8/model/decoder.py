@@ -37,7 +37,7 @@ class Decoder:
         if self.d.longest is not None and tokens_BS.shape[1] > self.d.longest:
             raise CheckpointError(
                 f"sequences of {tokens_BS.shape[1]} tokens; the indexer of this model shows attention the best "
-                f"{self.d.longest} positions, and only up to there is that every position, as computed here; use shorter"
+                f"{self.d.longest} positions, and only up to there is that all of them, as computed here; use shorter"
             )
         table = self.weights.packed("model.embed_tokens.weight")
         unique, place = torch.unique(tokens_BS, return_inverse=True)
