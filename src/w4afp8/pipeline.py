@@ -73,6 +73,12 @@ def prepare(model: Path, recipe: Recipe, out: Path, data: Callable[[str], Path] 
     family = families.of(reader.config)
     dimensions = families.decodable(family, reader.config)
     inventory = take_inventory(family, dimensions, reader.specs)
+    longest, sequence = dimensions.longest, recipe.calibration.sequence
+    if longest is not None and sequence > longest:
+        raise RecipeError(
+            f"calibration.sequence is {sequence}; up to {longest} tokens attention sees every position, beyond them "
+            "the model's indexer chooses, which is not computed here"
+        )
     plan = make_plan(family, dimensions, reader.config, inventory, recipe)
     sources = [BUNDLED_TEXT if name == BUNDLED else data(name) for name in recipe.calibration.data]
     tokens_BS = choose_sequences(

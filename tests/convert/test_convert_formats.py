@@ -297,7 +297,7 @@ def test_v4_becomes_no_int4_and_no_gpt_oss(tmp_path: Path) -> None:
     source, out = made(tmp_path / "v4", V4, DEEPSEEK_MX), tmp_path / "out"
     refused(lambda: convert(source, SGLANG, out), RecipeError, "e2m1 grid is not uniform", out)
     refused(lambda: convert(source, GPTOSS_MX, out), RecipeError, "experts in one tensor; here each has its own", out)
-    with pytest.raises(CheckpointError, match="no forward pass of it here.*w4afp8 convert"):
+    with pytest.raises(CheckpointError, match=r"no forward pass of it here.*w4afp8 convert"):
         from w4afp8.recipes._load import build
 
         pipeline.prepare(source, build({}, "a test's recipe"), out)

@@ -27,11 +27,7 @@ from w4afp8.validate.seal import CARD, VALIDATION, FileSeal
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 TEMPLATE = "card.md.jinja"
-MTP = {
-    "quantize": "kept, its experts quantized as the others are",
-    "native": "kept as the source has it",
-    "drop": "dropped",
-}
+MTP = {"quantize": "kept, its experts in 4 bits", "native": "kept as the source has it", "drop": "dropped"}
 
 
 @dataclass(frozen=True, slots=True)

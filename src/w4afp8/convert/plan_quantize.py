@@ -12,6 +12,7 @@ from w4afp8.convert.plan import Plan
 from w4afp8.errors import QuantizationError, RecipeError, raise_all
 from w4afp8.families._inventory import Item
 from w4afp8.families._spec import Dimensions, Family, Role
+from w4afp8.formats._spec import MicroWeight, Weight
 from w4afp8.formats._target import CheckpointFormat
 from w4afp8.recipes._recipe import Mtp, Recipe
 
@@ -28,6 +29,11 @@ def make_plan(
     Raises: RecipeError when the recipe asks for what the output format's engines cannot load.
     """
     target = suited(formats.target(recipe.output.format), family)
+    if target.scheme != recipe.scheme:
+        raise RecipeError(
+            f"scheme: {recipe.scheme} and output.format: {target.name} do not go together; {target.name} holds "
+            f"{target.scheme}"
+        )
     mtp = _decide_mtp(recipe.mtp, target, dimensions)
     new_config = family.without_mtp(config) if mtp is Mtp.DROP else dict(config)
     kept = dimensions if mtp is not Mtp.DROP else replace(dimensions, mtp_layers=0)
@@ -69,6 +75,11 @@ def _quantized_names(
     ]
     experts = {s for s, item in matrices.items() if item.expected.role is Role.EXPERT}
     must = {s for s in experts if matrices[s].expected.layer not in native}
+    there = next(
+        (s for s in sorted(chosen & must) if _form(matrices[s]) is target.expert_weight.form is MicroWeight), None
+    )
+    if there is not None:
+        problems.append(f"{there} is MXFP4 already; w4afp8 convert --format {target.name} moves MXFP4 without a change")
     left = sorted(must - chosen)
     if left and target.partial_experts is None:
         problems.append(
@@ -83,3 +94,7 @@ def _quantized_names(
             problems.append(f"{stem} is [{n}, {k}]; {target.name}: {error}")
     raise_all(problems[:20], RecipeError, f"the recipe's targets do not fit {target.name}")
     return frozenset(matrices[stem].expected.name for stem in chosen & must)
+
+
+def _form(item: Item) -> type[Weight] | None:
+    return item.format.form if item.format else None
