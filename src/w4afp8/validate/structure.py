@@ -72,7 +72,7 @@ def _headers(folder: Path, shards: list[str], check: Check) -> dict[str, dict[st
         headers[shard] = {}
         if Path(shard).name != shard:
             check.blame(INDEX, f"the file name {shard!r}", "a plain name beside the index", REMAKE)
-        elif not path.is_file():
+        elif not _is_file(path):
             check.blame(shard, "no such file", "it, as the index lists it", "copy it again, or remake the checkpoint")
         else:
             try:
@@ -80,6 +80,13 @@ def _headers(folder: Path, shards: list[str], check: Check) -> dict[str, dict[st
             except W4AFP8Error as error:
                 check.blame(shard, f"a damaged file ({error})", "a sound one", "copy it again")
     return headers
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _place(
