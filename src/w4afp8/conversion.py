@@ -33,7 +33,7 @@ from w4afp8.record import INPUTS, RECORD, RECORD_FOLDER, bits_per_weight, tensor
 
 CONVERSION = "conversion.json"
 STATE = "state"
-PROOF = "every 4-bit matrix was read back and equals the source's, bit for bit; the rest are the source's bytes"
+PROOF = "every matrix that moved was read back and holds the source's numbers; the rest are the source's bytes"
 # Of the source's own folder: what stays true of the numbers.  Its record is carried with the new digests.
 CARRIED = ("recipe.yaml", INPUTS)
 # A matrix while it is translated: its bytes, its codes, the packed result, and both read back.

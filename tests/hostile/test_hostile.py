@@ -98,7 +98,7 @@ def test_a_hostile_checkpoint_is_refused(
     assert "error:" in said or command == "validate"
     if command != "validate":  # which leaves its verdict
         assert sorted(path.name for path in folder.iterdir()) == before
-    assert len(said) < 20_000, "an error for people"
+    assert len(said) < 60_000, "an error for people"
 
 
 @pytest.mark.parametrize("kind", ["source", "output"])
