@@ -312,8 +312,10 @@ def test_a_bad_number_of_a_method_is_not_written(
 ) -> None:
     from w4afp8.formats._spec import GroupWeight
 
+    plain = INT4.round_to_nearest
+
     def broken(weight: Tensor) -> GroupWeight:
-        good = INT4.round_to_nearest(weight)
+        good = plain(weight)
         good.scale_NG[0, 0] = math.nan
         return good
 

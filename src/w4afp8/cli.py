@@ -54,7 +54,7 @@ def code_of(command: Callable[[], Any]) -> int:
         ERR.print(f"{error}; what was finished is kept, run the same command to go on", markup=False, soft_wrap=True)
         return 4
     except MemoryError:
-        ERR.print("error: out of memory; lower calibration.tokens", style="bold red")
+        ERR.print("error: out of memory; lower calibration.tokens (quantize) or --jobs (convert)", style="bold red")
         return 4
     return 0
 

@@ -63,7 +63,7 @@ def prepare(source: Path, format_name: str, out: Path, shard_gb: float, jobs: in
     resident = psutil.Process().memory_info().rss
     jobs = parallel.default() if jobs is None else parallel.check(jobs)
     phases = {"one matrix a job": jobs * COPIES * largest}
-    needs = Needs(resident, phases, output=translation.plan.total_bytes, state=0)
+    needs = Needs(resident, phases, output=translation.plan.total_bytes, state=0, remedy="lower --jobs")
     return Conversion(translation, needs, out, jobs)
 
 

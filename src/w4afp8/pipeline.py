@@ -24,7 +24,7 @@ from w4afp8.checkpoint.reader import CheckpointReader
 from w4afp8.convert import output, resources
 from w4afp8.convert.execute import UnitWriter
 from w4afp8.convert.plan import Plan, Unit
-from w4afp8.convert.plan_quantize import make_plan
+from w4afp8.convert.plan_quantize import make_plan, refuse_quantized
 from w4afp8.convert.publish import publish
 from w4afp8.convert.resources import Needs
 from w4afp8.convert.state import StateFiles
@@ -72,7 +72,14 @@ def prepare(model: Path, recipe: Recipe, out: Path, data: Callable[[str], Path] 
     recipe, method = quantize.resolve(recipe)
     family = families.of(reader.config)
     dimensions = families.decodable(family, reader.config)
+    refuse_quantized(family, dimensions, reader.specs, recipe.output.format)
     inventory = take_inventory(family, dimensions, reader.specs)
+    longest, sequence = dimensions.longest, recipe.calibration.sequence
+    if longest is not None and sequence > longest:
+        raise RecipeError(
+            f"calibration.sequence is {sequence}; up to {longest} tokens attention sees every position, beyond them "
+            "the model's indexer chooses, which is not computed here"
+        )
     plan = make_plan(family, dimensions, reader.config, inventory, recipe)
     sources = [BUNDLED_TEXT if name == BUNDLED else data(name) for name in recipe.calibration.data]
     tokens_BS = choose_sequences(

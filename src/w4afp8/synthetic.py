@@ -25,6 +25,7 @@ from w4afp8.checkpoint import atomic
 from w4afp8.checkpoint.reader import CONFIG, INDEX
 from w4afp8.checkpoint.spec import DTYPES, TensorSpec
 from w4afp8.checkpoint.writer import ShardWriter
+from w4afp8.convert.lay_out import suited
 from w4afp8.errors import RecipeError
 from w4afp8.families._spec import VECTOR_DTYPES, Expected, Role, Sizes
 from w4afp8.formats._move import move
@@ -68,6 +69,7 @@ def write_checkpoint(
             f"dtype is {dtype!r}, whose activation scales come from calibration; quantize or convert to it"
         )
     family = families.of(config)
+    style = suited(style, family)
     sizes = family.dimensions(config)
     expected = (family.apart if family.apart and not style.stacked else family.expected)(sizes)
     folder.mkdir(parents=True, exist_ok=True)

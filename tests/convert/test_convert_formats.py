@@ -297,7 +297,7 @@ def test_v4_becomes_no_int4_and_no_gpt_oss(tmp_path: Path) -> None:
     source, out = made(tmp_path / "v4", V4, DEEPSEEK_MX), tmp_path / "out"
     refused(lambda: convert(source, SGLANG, out), RecipeError, "e2m1 grid is not uniform", out)
     refused(lambda: convert(source, GPTOSS_MX, out), RecipeError, "experts in one tensor; here each has its own", out)
-    with pytest.raises(CheckpointError, match="no forward pass of it here.*w4afp8 convert"):
+    with pytest.raises(CheckpointError, match=r"no forward pass of it here.*w4afp8 convert"):
         from w4afp8.recipes._load import build
 
         pipeline.prepare(source, build({}, "a test's recipe"), out)
@@ -347,3 +347,18 @@ def test_a_bias_that_is_missing_is_named(tmp_path: Path) -> None:
         CheckpointError, match=r"down_proj_bias is missing: expected a expert bias of \[3, 160\]|down_proj_bias"
     ):
         convert(source, CT_MX, tmp_path / "out")
+
+
+def test_inspect_says_what_stands_where(tmp_path: Path) -> None:
+    from w4afp8.terminal.inspect_view import inspect_json
+
+    oss = inspect_json(made(tmp_path / "oss", GPT_OSS, GPTOSS_MX), tensors=False)
+    assert oss["swiglu"] == {"limit": 7.0, "alpha": 1.702, "offset": 1.0} and oss["family"] == "gpt_oss"
+    assert {(r["role"], r["format"], r["count"]) for r in oss["roles"]} >= {("routed expert", GPTOSS_MX, 4)}
+    convert(tmp_path / "oss", CT_MX, tmp_path / "ct")
+    apart = inspect_json(tmp_path / "ct", tensors=False)
+    assert {(r["role"], r["format"], r["count"]) for r in apart["roles"]} >= {("routed expert", CT_MX, 2 * 3 * 3)}
+    v4 = inspect_json(made(tmp_path / "v4", V4, DEEPSEEK_MX), tensors=False)
+    assert v4["swiglu"] == {"limit": 10.0, "alpha": 1.0, "offset": 0.0} and v4["mtp_layers"] == 1
+    roles = {(r["role"], r["format"]) for r in v4["roles"]}
+    assert roles >= {("routed expert", DEEPSEEK_MX), ("attention", "deepseek_ue8m0"), ("compressor", "bf16")}

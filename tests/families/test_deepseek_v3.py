@@ -322,3 +322,41 @@ def test_a_config_without_mtp_promises_none(toy_config: dict[str, Any]) -> None:
     without = FAMILY.without_mtp(toy_config)
     assert FAMILY.dimensions(without).all_layers == 3
     assert toy_config["num_nextn_predict_layers"] == 1
+
+
+V32 = R1 | {"model_type": "deepseek_v32", "index_n_heads": 64, "index_head_dim": 128, "index_topk": 2048}
+# formats A1: what V3.2 adds to every layer below `self_attn.indexer.`
+A1_INDEXER = {
+    "wq_b.weight": ((8192, 1536), (64, 12)), "wk.weight": ((128, 7168), (1, 56)), "k_norm.weight": ((128,), None),
+    "k_norm.bias": ((128,), None), "weights_proj.weight": ((64, 7168), None),
+}  # fmt: skip
+
+
+def test_v32_adds_its_indexer_to_every_layer() -> None:
+    before, after = header_specs(R1), header_specs(V32)
+    added = {name: spec.shape for name, spec in after.items() if name not in before}
+    expected = {}
+    for layer in range(62):
+        for name, (shape, scale) in A1_INDEXER.items():
+            expected[f"model.layers.{layer}.self_attn.indexer.{name}"] = shape
+            if scale:
+                expected[f"model.layers.{layer}.self_attn.indexer.{name}_scale_inv"] = scale
+    assert added == expected and not set(before) - set(after)
+    weights_proj = "model.layers.0.self_attn.indexer.weights_proj.weight"
+    assert after[weights_proj].dtype == "BF16", "16 bits also where the rest is FP8"
+    for dtype in ("F32", "BF16"):  # transformers keeps it in float32
+        specs = after | {weights_proj: TensorSpec(weights_proj, dtype, (64, 7168))}
+        assert take_inventory(FAMILY, FAMILY.dimensions(V32), specs)[weights_proj].expected.role is Role.INDEXER
+
+
+def test_transformers_saves_v32s_names(golden: Path) -> None:
+    saved = json.loads((golden / "transformers_names.json").read_text())["deepseek_v32"]
+    expected = FAMILY.expected(FAMILY.dimensions({"model_type": "deepseek_v32", **saved["config_args"]}))
+    assert {name: list(item.shape) for name, item in expected.items()} == {n: s for n, (_, s) in saved["saved"].items()}
+
+
+def test_v32_needs_the_indexers_sizes() -> None:
+    with pytest.raises(CheckpointError, match=r"index_n_heads is None(.|\n)*index_topk is None"):
+        FAMILY.dimensions(R1 | {"model_type": "deepseek_v32", "index_head_dim": 8})
+    with pytest.raises(CheckpointError, match="the indexer reads the latent query"):
+        FAMILY.dimensions(V32 | {"q_lora_rank": None})

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,6 +107,54 @@ def test_every_scale_byte_up_to_252_is_a_bfloat16_times_every_code() -> None:
     weight = MicroWeight(codes, torch.arange(253, dtype=torch.uint8)[:, None])
     parts = translate(weight, formats.get("deepseek_mxfp4"), formats.get("bf16"))
     assert torch.equal(parts[".weight"].float(), weight.dequantize())
+
+
+MX = ("deepseek_mxfp4", "compressed_tensors_mxfp4", "gptoss_mxfp4")
+INT4S = ("sglang_w4afp8", "compressed_tensors_w4a8", "compressed_tensors_int4", "modelopt_w4a8_awq")
+FP8S = ("deepseek_fp8", "deepseek_ue8m0", "compressed_tensors_fp8")
+BF16_SCALES, UNFOLDED = conversion.SIXTEEN_BITS, conversion.UNSCALED
+Rows = dict[tuple[str, str], str | tuple[str, ...]]
+NO = "refused"
+
+
+def pairs(sources: tuple[str, ...], targets: tuple[str, ...], verdict: str | tuple[str, ...]) -> Rows:
+    return {(a, b): verdict for a in sources for b in targets if a != b}
+
+
+# Each row of tests/golden/bit_exact.md as verdicts on our formats: NO, or the conditions.
+REFERENCE: dict[str, Rows] = {
+    "DSV4 experts <-> compressed-tensors mxfp4": pairs(MX[:2], MX[:2], ()),
+    "DSV4 experts <-> GPT-OSS blocks": pairs((MX[0], MX[2]), (MX[0], MX[2]), ()),
+    "MXFP4 -> bf16": pairs(MX, ("bf16",), ("no scale byte is above 252",)),
+    "MXFP4 -> FP8 block 128": pairs(
+        MX, FP8S, ("the exponents of every 128 x 128 block lie within 14 of each other",)
+    ),
+    "MXFP4 -> int4 (any)": pairs(MX, INT4S, NO),
+    "w4afp8 <-> compressed-tensors int4": {
+        ("sglang_w4afp8", "compressed_tensors_w4a8"): (BF16_SCALES,), ("compressed_tensors_w4a8", "sglang_w4afp8"): (),
+    },
+    "w4afp8 <-> ModelOpt W4A8_AWQ": {
+        # "if pre_quant_scale is 1 or folded"; the way there also wants the activation scales that its files have.
+        ("modelopt_w4a8_awq", "sglang_w4afp8"): (UNFOLDED,),
+        ("sglang_w4afp8", "modelopt_w4a8_awq"): (conversion.CALIBRATED,),
+    },
+    "FP8 block -> bf16": pairs(
+        FP8S, ("bf16",), ("every weight is a bfloat16, as where block scales are powers of two",)
+    ),
+    "FP8 block -> int4/MXFP4": pairs(FP8S, (*INT4S, *MX), NO),
+}  # fmt: skip
+LAYOUTS = ("MXFP4 -> Humming payload", "any logical -> C1, C2, C4, C5 runtime weights")  # no formats of a checkpoint
+
+
+def test_the_matrix_is_the_reference_tables(golden: Path) -> None:
+    table = re.findall(r"^\| ([^|]+?) \| ([^|]+?) \|", (golden / "bit_exact.md").read_text(), re.M)
+    rows = {name: exact for name, exact in table if name not in ("from -> to", "---")}
+    assert set(rows) == {*REFERENCE, *LAYOUTS}
+    for row, verdicts in REFERENCE.items():
+        assert verdicts and (rows[row].strip("*") == "no") == (NO in verdicts.values()), row
+        for (source, target), expected in verdicts.items():
+            found = judge(source, target)
+            assert (NO if found.refusal else found.conditions) == expected, (row, source, target)
 
 
 def test_the_page_is_the_codes_own_matrix() -> None:

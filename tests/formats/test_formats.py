@@ -147,7 +147,7 @@ def test_unknown_names_and_formats_that_are_only_read_are_refused() -> None:
         formats.get("sglang_w4afp")
     with pytest.raises(
         RecipeError,
-        match="'deepseek_fp8' can be read but is no output; outputs: compressed_tensors_mxfp4, .*sglang_w4afp8",
+        match=r"'deepseek_fp8' can be read but is no output; outputs: compressed_tensors_mxfp4, .*sglang_w4afp8",
     ):
         formats.target("deepseek_fp8")
     assert set(formats.targets()) <= set(formats.names())

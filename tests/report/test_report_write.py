@@ -89,7 +89,7 @@ def test_the_summary_says_what_the_facts_say(full: tuple[str, dict[str, Any]]) -
     assert tiles["Perplexity"] == ("20.91", "source 20.76, +0.15")
     assert tiles["Error that is left"][0] == "25 %"
     assert tiles["Fewest tokens"] == ("100", "expert 0 of layer 1, median 102")
-    assert tiles["Multi-token prediction"] == ("kept, int4", "1 layer")
+    assert tiles["Multi-token prediction"] == ("kept, 4 bits", "1 layer")
     assert content["verdict"]["word"] == "Proven"
     assert all(value in html for value, _ in tiles.values())
 

@@ -156,3 +156,33 @@ def test_activation_scales_are_read_as_published_files_have_them(
     for name, tensor in before.items():
         assert (after[name].dtype, after[name].shape) == (tensor.dtype, tensor.shape)
         assert torch.equal(after[name], tensor)
+
+
+@pytest.mark.parametrize("name", [SGLANG, CT])
+def test_what_is_4_bit_already_is_not_quantized_again(
+    quantized_toys: Toys, small_recipe: Callable[..., object], tmp_path: Path, name: str
+) -> None:
+    from w4afp8 import pipeline
+    from w4afp8.errors import RecipeError
+
+    out = tmp_path / "again"
+    with pytest.raises(RecipeError, match=f"the experts stand in {name}, 4 bits already.*w4afp8 convert"):
+        pipeline.prepare(quantized_toys(name)[1], small_recipe(), out)  # type: ignore[arg-type]
+    assert not out.exists()
+
+
+def test_what_a_short_survey_let_through_validate_finds(
+    toy: Callable[..., Path], small_recipe: Callable[..., object], tmp_path: Path
+) -> None:
+    """`survey: none` reads no copied tensor; docs/recipes.md says who does."""
+    from w4afp8 import pipeline
+    from w4afp8.errors import QuantizationError
+
+    source, out = toy(num_hidden_layers=2, num_nextn_predict_layers=0), tmp_path / "out"
+    file = json.loads((source / "model.safetensors.index.json").read_text())["weight_map"]["lm_head.weight"]
+    edit_tensors(source, file, lambda tensors: tensors["lm_head.weight"][0].fill_(float("nan")))
+    with pytest.raises(QuantizationError, match=r"lm_head\.weight"):
+        pipeline.run(pipeline.prepare(source, small_recipe(), tmp_path / "refused"))  # type: ignore[arg-type]
+    pipeline.run(pipeline.prepare(source, small_recipe(compute={"survey": "none"}), out))  # type: ignore[arg-type]
+    found = [problem.who for problem in validate(out, source, sample=1).check("finite").problems]
+    assert found == ["lm_head.weight[0, 0]"]

@@ -26,7 +26,7 @@ from w4afp8.validate.seal import CARD, VALIDATION, FileSeal
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 TEMPLATE = "card.md.jinja"
-MTP = {"quantize": "kept, its experts in int4", "native": "kept as the source has it", "drop": "dropped"}
+MTP = {"quantize": "kept, its experts in 4 bits", "native": "kept as the source has it", "drop": "dropped"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,8 @@ def metadata(facts: Facts, base: str | None, licence: str | None, carried: Mappi
     head |= {"pipeline_tag": "text-generation"} if causal else {}
     head |= {key: value for key, value in carried.items() if key != "license"}
     head |= {"base_model": base, "base_model_relation": "quantized"} if base else {}
-    return head | {"tags": ["w4afp8", "int4", "fp8", "moe", *words]}
+    numbers = ["mxfp4"] if (facts.record.get("recipe") or {}).get("scheme") == "MXFP4" else ["int4", "fp8"]
+    return head | {"tags": ["w4afp8", *numbers, "moe", *words]}
 
 
 def _render(facts: Facts, *, metadata: Mapping[str, Any], verdict: gate.Gate, model: str, **more: Any) -> str:

@@ -10,6 +10,7 @@ import json
 import math
 import struct
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,21 +60,23 @@ def read_header(path: Path, size_bytes: int | None = None) -> tuple[list[TensorS
 
 
 def _parse(raw: bytes, file_name: str) -> dict[str, Any]:
-    def refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise CheckpointError(f"{file_name}: the header names {key!r} twice")
-            found[key] = value
-        return found
-
     try:
-        entries = json.loads(raw, object_pairs_hook=refuse_twins)
+        entries = json.loads(raw, object_pairs_hook=partial(refuse_twins, f"{file_name}: the header"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file_name}: the header is not JSON ({error}); fetch the file again") from error
     if not isinstance(entries, dict):
         raise CheckpointError(f"{file_name}: the header is a JSON {type(entries).__name__}, expected an object")
     return entries
+
+
+def refuse_twins(what: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object for `json.loads`.  Raises: CheckpointError when a key stands in it twice: parsers take either."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        again = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise CheckpointError(f"{what} names {again!r} twice")
+    return found
 
 
 def _check_entry(name: str, entry: Any, file_name: str, data_begin: int) -> tuple[list[str], list[TensorSpec]]:

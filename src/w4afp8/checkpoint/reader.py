@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w4afp8.checkpoint.header import read_header
+from w4afp8.checkpoint.header import read_header, refuse_twins
 from w4afp8.checkpoint.spec import DTYPES, TensorSpec
 from w4afp8.errors import CheckpointError, W4AFP8Error, raise_all
 
@@ -164,9 +165,14 @@ def refuse_link_out(folder: Path, path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.  Raises: CheckpointError when it is missing, no JSON or no object."""
+    """A JSON object from a file.
+
+    Raises: CheckpointError when it is missing, no file, no JSON, no object, or names something twice.
+    """
+    if path.exists() and not path.is_file():  # a folder, a pipe that would never answer
+        raise CheckpointError(f"{path.name}: no file in {path.parent}; fetch it again")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=partial(refuse_twins, path.name))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path.name}: not found in {path.parent}") from error
     except (ValueError, UnicodeDecodeError, RecursionError) as error:

@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from w4afp8 import formats
+from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.convert.lay_out import input_scale_specs, is_recoded, lay_out, packed, suited
 from w4afp8.convert.plan import Plan
-from w4afp8.errors import QuantizationError, RecipeError, raise_all
-from w4afp8.families._inventory import Item
+from w4afp8.errors import FormatError, QuantizationError, RecipeError, raise_all
+from w4afp8.families._inventory import Item, format_of_experts
 from w4afp8.families._spec import Dimensions, Family, Role
+from w4afp8.formats._spec import AwareWeight, FineWeight, GroupWeight, MicroWeight, Weight
 from w4afp8.formats._target import CheckpointFormat
 from w4afp8.recipes._recipe import Mtp, Recipe
 
@@ -28,6 +30,11 @@ def make_plan(
     Raises: RecipeError when the recipe asks for what the output format's engines cannot load.
     """
     target = suited(formats.target(recipe.output.format), family)
+    if target.scheme != recipe.scheme:
+        raise RecipeError(
+            f"scheme: {recipe.scheme} and output.format: {target.name} do not go together; {target.name} holds "
+            f"{target.scheme}"
+        )
     mtp = _decide_mtp(recipe.mtp, target, dimensions)
     new_config = family.without_mtp(config) if mtp is Mtp.DROP else dict(config)
     kept = dimensions if mtp is not Mtp.DROP else replace(dimensions, mtp_layers=0)
@@ -41,6 +48,21 @@ def make_plan(
         family, kept, new_config, items, target, becomes=becomes, made=packed(items, becomes), recoded=recoded, mtp=mtp,
         input_scales=input_scale_specs(family, kept, target, native), shard_bytes=int(recipe.output.shard_gb * 1e9),
     )  # fmt: skip
+
+
+def refuse_quantized(family: Family, d: Dimensions, specs: Mapping[str, TensorSpec], format_name: str) -> None:
+    """Raises: RecipeError for a source whose experts are int4, or stand in the very numbers that were asked for."""
+    try:
+        form = format_of_experts(family, d, specs)
+    except FormatError:
+        return  # the inventory names every tensor that is none
+    target = formats.target(format_name).expert_weight
+    if form is None or form.form not in (GroupWeight, FineWeight, AwareWeight, target.form):
+        return
+    raise RecipeError(
+        f"the experts stand in {form.name}, {form.bits} bits already: rounding them again adds a second error to the "
+        f"first; move them to another format with w4afp8 convert, or quantize the original checkpoint to {target.name}"
+    )
 
 
 def _decide_mtp(asked: Mtp, target: CheckpointFormat, d: Dimensions) -> Mtp:
@@ -69,6 +91,11 @@ def _quantized_names(
     ]
     experts = {s for s, item in matrices.items() if item.expected.role is Role.EXPERT}
     must = {s for s in experts if matrices[s].expected.layer not in native}
+    there = next(
+        (s for s in sorted(chosen & must) if _form(matrices[s]) is target.expert_weight.form is MicroWeight), None
+    )
+    if there is not None:
+        problems.append(f"{there} is MXFP4 already; w4afp8 convert --format {target.name} moves MXFP4 without a change")
     left = sorted(must - chosen)
     if left and target.partial_experts is None:
         problems.append(
@@ -83,3 +110,7 @@ def _quantized_names(
             problems.append(f"{stem} is [{n}, {k}]; {target.name}: {error}")
     raise_all(problems[:20], RecipeError, f"the recipe's targets do not fit {target.name}")
     return frozenset(matrices[stem].expected.name for stem in chosen & must)
+
+
+def _form(item: Item) -> type[Weight] | None:
+    return item.format.form if item.format else None

@@ -37,6 +37,7 @@ class Needs:
     phases: dict[str, int]
     output: int
     state: int
+    remedy: str = "lower calibration.tokens"  # where memory is short
 
     @property
     def peak(self) -> int:
@@ -108,7 +109,7 @@ def check(needs: Needs, out: Path) -> None:
     if needs.peak - needs.resident > available:
         problems.append(
             f"memory: the phase '{needs.peak_phase}' takes {human(needs.peak - needs.resident)}, "
-            f"{human(available)} are available; lower calibration.tokens"
+            f"{human(available)} are available; {needs.remedy}"
         )
     raise_all(problems, ResourceError, "this machine is too small for the plan")
 

@@ -50,10 +50,11 @@ class Opened:
 
         Raises: CheckpointError when the directory holds no static scales.
         """
+        known = [name for name in formats.targets() if formats.checkpoint(name).input_scale.indexed]
         if self.target is None:
             raise CheckpointError(
                 f"{self.name}: found no static activation scales, expected a checkpoint of a format that has them "
-                f"({', '.join(n for n in formats.targets() if formats.checkpoint(n).input_scale.indexed)}); evaluate with activations per token"
+                f"({', '.join(known)}); evaluate with activations per token"
             )
         d, stem, rule = self.decoder.d, self.decoder.family.expert, self.target.input_scale
         return {

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from w4afp8 import formats, registry
 from w4afp8.errors import CheckpointError
+from w4afp8.families._inventory import refuse_the_absurd
 from w4afp8.families._spec import Dimensions, Family, Role, Sizes
 
 # The quant_method of a directory in a runtime layout: no engine's, so that a loader of checkpoints refuses the bytes.
@@ -44,10 +45,11 @@ def of(config: Mapping[str, Any]) -> Family:
     raise CheckpointError(f"config.json: model_type is {model_type!r}; known: {known}")
 
 
-def arranged(family: Family, sizes: Sizes, names: Container[str]) -> Family:
+def arranged(family: Family, sizes: Sizes, names: Collection[str]) -> Family:
     """The family as a checkpoint with these tensors arranges its experts: sharing tensors, or a name each."""
     if family.apart is None:
         return family
+    refuse_the_absurd(sizes, len(names))
     own = next(item.stem for item in family.apart(sizes).values() if item.role is Role.EXPERT)
     if any(own + suffix in names for suffix in formats.carriers()):
         return replace(family, expected=family.apart, apart=None)

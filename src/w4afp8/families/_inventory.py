@@ -40,7 +40,7 @@ def take_inventory(
     """
     items: dict[str, Item] = {}
     problems: list[str] = []
-    _refuse_the_absurd(dimensions, len(specs))
+    refuse_the_absurd(dimensions, len(specs))
     unknown = dict(specs)
     for expected in family.expected(dimensions).values():
         found = _tensors_of(expected, specs)
@@ -82,6 +82,7 @@ def format_of_experts(family: Family, sizes: Sizes, specs: Mapping[str, TensorSp
 
     Raises: FormatError when no format reads it.
     """
+    refuse_the_absurd(sizes, len(specs))
     first = next((e for e in family.expected(sizes).values() if e.role is Role.EXPERT), None)
     if first is None:
         return None
@@ -89,8 +90,11 @@ def format_of_experts(family: Family, sizes: Sizes, specs: Mapping[str, TensorSp
     return formats.detect(first.stem, _tensors_of(first, specs), n, k, first.stack)
 
 
-def _refuse_the_absurd(d: Sizes, found: int) -> None:
-    """A config may not make us name a billion tensors before we notice that they are not there."""
+def refuse_the_absurd(d: Sizes, found: int) -> None:
+    """A config may not make us name a billion tensors before we notice that they are not there.
+
+    Raises: CheckpointError when it promises far more than the `found` tensors.
+    """
     promised = d.all_layers + max(0, d.all_layers - d.dense_layers) * d.experts * 3
     if promised > 4 * found + MOST_MISSING:
         raise CheckpointError(

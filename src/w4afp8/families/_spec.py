@@ -141,6 +141,11 @@ class Dimensions(Sizes):
     indexer: Indexer | None = None
 
     @property
+    def longest(self) -> int | None:
+        """The longest sequence whose attention sees every position, as the forward pass here does; None for any."""
+        return self.indexer.top if self.indexer else None
+
+    @property
     def query_head(self) -> int:
         return self.nope + self.rope_dims
 

@@ -1,7 +1,7 @@
 """DeepSeek-V3, R1, V3.1 and V3.2: MLA attention, sigmoid router with correction bias and groups, MTP layers at the end.
 
-V3.2 adds an indexer to every layer; Kimi-K2 is V3 under another name.  Agrees with: the published checkpoints' names and
-shapes (formats: A1) and transformers 5.23 `DeepseekV3Config` and `DeepseekV32Config`.
+V3.2 adds an indexer to every layer; Kimi-K2 is V3 under another name.  Agrees with: the published checkpoints' names
+and shapes (formats: A1) and transformers 5.23 `DeepseekV3Config` and `DeepseekV32Config`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """config.json for compressed-tensors: one group for the experts, one for what stands in FP8 blocks, the rest ignored.
 
-Patterns name modules of every family here; one that matches nothing harms nothing.  Agrees with: compressed-tensors 0.20
-`QuantizationConfig` (tests/oracles).
+Patterns name modules of every family here; one that matches nothing harms nothing.  Agrees with: compressed-tensors
+0.20 `QuantizationConfig` (tests/oracles).
 """
 
 from __future__ import annotations

@@ -68,6 +68,15 @@ class GroupWeight:
         return groups.decode(self.codes_NK, self.scale_NG, self.group_k)
 
 
+class DoubledWeight(GroupWeight):
+    """e2m1 with whole numbers for codes: each is twice the value (0, 1, 2, 3, 4, 6, 8, 12), the scale half of its own.
+
+    What rounding and comparing work on; `MicroWeight` is what is stored.
+    """
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class FineWeight:
     """Int4 in groups of 32 along K: a source that becomes groups of 128 where four scales are one."""
@@ -127,6 +136,18 @@ class MicroWeight:
             assert self._codes_NK is not None
             self._bytes_NJ = fp4.pack_low_first(self._codes_NK).contiguous()
         return self._bytes_NJ
+
+    @classmethod
+    def of_doubled(cls, weight: DoubledWeight) -> MicroWeight:
+        """Raises: QuantizationError for a scale that is no power of two."""
+        return cls(fp4.encode(weight.codes_NK.to(torch.float32) / 2), e8m0.encode(weight.scale_NG * 2))
+
+    def doubled(self) -> DoubledWeight:
+        """The same numbers as whole codes; -0 becomes 0, and the scale byte 255 the NaN that it is."""
+        codes_NK = fp4.decode(self.codes_NK).mul_(2).to(torch.int8)
+        nan_NG = self.exponent_NG == e8m0.NAN
+        scale_NG = e8m0.decode(self.exponent_NG.masked_fill(nan_NG, 0)) / 2
+        return DoubledWeight(codes_NK, scale_NG.masked_fill_(nan_NG, torch.nan), MICRO_GROUP)
 
     def dequantize(self) -> Tensor:
         return groups.decode(fp4.decode(self.codes_NK), e8m0.decode(self.exponent_NG), MICRO_GROUP)

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def mixed_layers(config: Mapping[str, Any], experts: Mapping[str, Any]) -> dict[str, Any]:
-    """DeepSeek-V3's layers: attention, dense MLPs and shared experts in FP8 blocks, routed experts as `experts` says."""
+    """DeepSeek-V3's layers: attention, dense MLPs, shared experts in FP8 blocks, routed experts as `experts` says."""
     layers: dict[str, Any] = {}
     for layer in range(config["num_hidden_layers"] + config.get("num_nextn_predict_layers", 0)):
         prefix = f"model.layers.{layer}"

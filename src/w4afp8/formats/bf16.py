@@ -41,7 +41,7 @@ CHECKPOINT = CheckpointFormat(
     partial_experts=None,
     quantization_config=_no_config,
     side_files=no_side_files,
-    read_by=("every engine",),
+    read_by=("vLLM", "SGLang"),
     validated=False,
     scheme="none",
 )

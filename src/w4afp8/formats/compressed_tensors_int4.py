@@ -74,7 +74,7 @@ CHECKPOINT = CheckpointFormat(
     partial_experts=None,
     quantization_config=_config,
     side_files=no_side_files,
-    read_by=("vLLM, SGLang (Kimi-K2-Thinking; weights alone are quantized)",),
+    read_by=("vLLM (Kimi-K2-Thinking)", "SGLang (Kimi-K2-Thinking)"),
     validated=False,
     written=False,
 )

@@ -57,7 +57,7 @@ CHECKPOINT = CheckpointFormat(
     partial_experts=None,
     quantization_config=_config,
     side_files=no_side_files,
-    read_by=("SGLang, vLLM, TensorRT-LLM (DeepSeek-V3)",),
+    read_by=("SGLang (DeepSeek-V3)", "vLLM (DeepSeek-V3)", "TensorRT-LLM (DeepSeek-V3)"),
     validated=False,
     scheme="FP8",
 )

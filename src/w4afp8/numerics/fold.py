@@ -1,8 +1,8 @@
 """MXFP4 folded into FP8 blocks: the same numbers, or a refusal.
 
-A block of 128 x 128 has 128 rows x 4 groups of 32, each with a power of two.  Under the block's own power of two, six below
-the largest of them, every e2m1 value is an e4m3 number as long as no group lies more than 14 below: 6 * 2^6 = 384 fits
-under 448, and 0.5 * 2^(6 - 14) is e4m3's smallest.  Letters: N rows, K columns, G groups along K, R x C blocks.
+A block of 128 x 128 has 128 rows x 4 groups of 32, each with a power of two.  Under the block's own power of two, six
+below the largest of them, every e2m1 value is an e4m3 number as long as no group lies more than 14 below: 6 * 2^6 = 384
+fits under 448, and 0.5 * 2^(6 - 14) is e4m3's smallest.  Letters: N rows, K columns, G groups along K, R x C blocks.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ SITES = ("gate_up", "down")
 def measure(
     source: ExpertWeights, inputs: ExpertInputs, result: ExpertResult, scale_H: Tensor | None, grid: Grid = INT4
 ) -> tuple[dict[str, dict[str, float]], float]:
-    """Relative mean squared errors beside those of plain rounding on the same grid, and the largest magnitude that reaches `down`.
+    """Relative mean squared errors beside plain rounding's on the same grid, and the largest input of `down`.
 
     `source` is the expert before the layer's fold, `inputs` and `result` are after it (by `scale_H`, if any).
 

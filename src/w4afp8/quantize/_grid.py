@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from w4afp8.formats._spec import MICRO_GROUP, GroupWeight, MicroWeight, Weight
+from w4afp8.formats._spec import MICRO_GROUP, DoubledWeight, GroupWeight, MicroWeight, Weight
 from w4afp8.numerics import e8m0, fp4, groups
 from w4afp8.numerics.int4 import HIGHEST, LOWEST
 
@@ -98,7 +98,7 @@ class E2M1(Grid):
         return codes.div_(step).round_().mul_(step).clamp_(-2 * fp4.LARGEST, 2 * fp4.LARGEST)
 
     def plain(self, amax: Tensor) -> Tensor:
-        """compressed-tensors 0.20: round amax to e2m1's one mantissa bit first, then its exponent less 2 (formats: D4)."""
+        """compressed-tensors 0.20: amax rounded to e2m1's one mantissa bit, then its exponent less 2 (formats: D4)."""
         lifted = (amax.view(torch.int32) + 0x200000).view(torch.float32)
         return self._scale(_exponent(lifted) - 2, amax)
 
@@ -112,8 +112,7 @@ class E2M1(Grid):
         return torch.exp2(torch.log2(wanted).round_().clamp_(-e8m0.BIAS - 1, e8m0.BIAS - 1))
 
     def weight(self, rounded: GroupWeight) -> Weight:
-        values = rounded.codes_NK.to(torch.float32).mul_(self.HALF)
-        return MicroWeight(fp4.encode(values), e8m0.encode(rounded.scale_NG / self.HALF))
+        return MicroWeight.of_doubled(DoubledWeight(rounded.codes_NK, rounded.scale_NG, self.group))
 
     def _scale(self, exponent: Tensor, amax: Tensor) -> Tensor:
         """Half of 2^exponent, as far as E8M0 goes; 1/2 for a group of zeros."""

@@ -1,4 +1,7 @@
-"""Group scales chosen by the output error that they cause.  Letters: N rows, K columns, G groups, g inputs of a group."""
+"""Group scales chosen by the output error that they cause.
+
+Letters: N rows, K columns, G groups, g inputs of a group.
+"""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def _coverage_tiles(facts: Facts) -> list[Tile]:
 def _mtp_tile(facts: Facts) -> Tile:
     state = facts.record.get("mtp")
     kept = facts.config.get("num_nextn_predict_layers") or 0
-    words = {"quantize": "kept, int4", "native": "kept as in the source", "drop": "dropped"}
+    words = {"quantize": "kept, 4 bits", "native": "kept as in the source", "drop": "dropped"}
     if state == "drop":
         return Tile("Multi-token prediction", words[state], "the source's layer is not in this checkpoint")
     if isinstance(state, str) and kept:

@@ -86,6 +86,9 @@ def check_side_files(folder: Path, own_files: Mapping[str, Any], source: Path | 
     for path in sorted([*folder.glob("*.json"), *own.glob("*.json")]):
         check.examined += 1
         name = path.relative_to(folder).as_posix()
+        if not path.is_file():  # a folder, a pipe that would never answer
+            check.blame(name, "no file", "a JSON file", "copy it again")
+            continue
         try:
             contents[name] = json.loads(path.read_text())
         except (ValueError, UnicodeDecodeError, RecursionError) as error:

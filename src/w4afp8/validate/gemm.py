@@ -14,10 +14,11 @@ from torch.nn.functional import silu
 
 import w4afp8.kernels.ops  # noqa: F401  (registers torch.ops.w4afp8)
 from w4afp8.families._spec import PROJECTIONS
-from w4afp8.formats._spec import GroupWeight
+from w4afp8.formats._spec import GroupWeight, MicroWeight
 from w4afp8.formats._target import CheckpointFormat
 from w4afp8.numerics import fp8
 from w4afp8.numerics.distance import relative_frobenius
+from w4afp8.validate import micro
 from w4afp8.validate.findings import Check, LayerNumbers
 from w4afp8.validate.sides import Inputs, Side
 from w4afp8.validate.weights import multiply
@@ -30,14 +31,18 @@ GEMM_ERROR = 2e-3
 STATIC_ERROR = 0.2
 CLIPPED = 0.01  # share of recorded activations beyond 448 * input_scale
 BATCH_BYTES = 64 << 20
+PRODUCTS = {
+    "W4AFP8": "torch.ops.w4afp8.grouped_gemm on the packed bytes",
+    "MXFP4": "a plain product of the packed bytes, made bfloat16 as weight-only engines do,",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
     """Some experts' packed weights as the op takes them, and what the format decodes from the same bytes."""
 
-    packed: Tensor  # int8 [E, N, K/2]
-    scale: Tensor  # bfloat16 [E, N, G]
+    packed: Tensor  # int8 [E, N, K/2]; uint8 of MXFP4
+    scale: Tensor  # bfloat16 [E, N, G]; uint8 exponents of MXFP4
     decoded: list[GroupWeight]  # [N, K] each
 
 
@@ -46,7 +51,7 @@ class GemmChecks:
 
     def __init__(self, target: CheckpointFormat) -> None:
         self.target = target
-        self.gemm = Check("grouped GEMM", "torch.ops.w4afp8.grouped_gemm on the packed bytes equals a float64 product")
+        self.gemm = Check("grouped GEMM", f"{PRODUCTS[target.scheme]} equals a float64 product")
         self.static = Check("static activations", "the static scale neither clips nor crushes recorded activations")
         if not target.input_scale.indexed:
             self.static.idle = f"engines of {target.name} scale activations when they see them"
@@ -85,7 +90,7 @@ class GemmChecks:
         weights = _load(output, numbers.layer, site, batch)
         offsets = torch.tensor([0, *torch.tensor([len(rows) for rows in x]).cumsum(0).tolist()])
         codes, scale_T = torch.ops.w4afp8.quantize_fp8(torch.cat(x), "token")
-        product = torch.ops.w4afp8.grouped_gemm(codes, scale_T, weights.packed, weights.scale, offsets, torch.bfloat16)
+        product = _product(codes, scale_T, weights, offsets)
         exact: list[Tensor] = []
         for place, expert in enumerate(batch):
             mine = slice(int(offsets[place]), int(offsets[place + 1]))
@@ -178,12 +183,28 @@ def _load(output: Side, layer: int, site: str, batch: list[int]) -> _Batch:
     for expert in batch:
         names = output.expert_names(layer, expert)
         items = [output.weights.inventory[names[projection]] for projection in projections]
-        packed.append(torch.cat([_as_the_op_takes(output.reader.read(item.tensors[0].name)) for item in items]))
-        scales.append(torch.cat([output.reader.read(item.tensors[1].name) for item in items]).to(torch.bfloat16))
+        of_micro = items[0].format is not None and items[0].format.form is MicroWeight
+        stored = [[output.reader.read(spec.name) for spec in item.tensors[:2]] for item in items]
+        if of_micro:
+            packed.append(torch.cat([codes.view(torch.uint8) for codes, _ in stored]))
+            scales.append(torch.cat([exponent.view(torch.uint8) for _, exponent in stored]))
+        else:
+            packed.append(torch.cat([_as_the_op_takes(codes) for codes, _ in stored]))
+            scales.append(torch.cat([scale for _, scale in stored]).to(torch.bfloat16))
         weights = [output.group_weight(names[projection]) for projection in projections]
-        codes_NK = torch.cat([weight.codes_NK for weight in weights])
-        decoded.append(GroupWeight(codes_NK, torch.cat([weight.scale_NG for weight in weights])))
+        codes_NK, scale_NG = torch.cat([w.codes_NK for w in weights]), torch.cat([w.scale_NG for w in weights])
+        decoded.append(GroupWeight(codes_NK, scale_NG, weights[0].group_k))
     return _Batch(torch.stack(packed), torch.stack(scales), decoded)
+
+
+def _product(codes: Tensor, scale_T: Tensor, weights: _Batch, offsets: Tensor) -> Tensor:
+    """What an engine computes from the bytes: bfloat16 [T, N]."""
+    if weights.packed.dtype == torch.uint8:
+        return micro.grouped_product(codes, scale_T, weights.packed, weights.scale, offsets)
+    product: Tensor = torch.ops.w4afp8.grouped_gemm(
+        codes, scale_T, weights.packed, weights.scale, offsets, torch.bfloat16
+    )
+    return product
 
 
 def _as_the_op_takes(stored: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from w4afp8.checkpoint.journal import FINGERPRINT
 from w4afp8.checkpoint.reader import CONFIG, INDEX, read_json
 from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.errors import FormatError, W4AFP8Error
-from w4afp8.families._inventory import Item, is_number
+from w4afp8.families._inventory import Item, is_number, refuse_the_absurd
 from w4afp8.families._spec import PROJECTIONS, Expected, Family, Role, Sizes
 from w4afp8.formats._spec import PlainWeight
 from w4afp8.formats._target import CheckpointFormat
@@ -72,7 +72,7 @@ def _headers(folder: Path, shards: list[str], check: Check) -> dict[str, dict[st
         headers[shard] = {}
         if Path(shard).name != shard:
             check.blame(INDEX, f"the file name {shard!r}", "a plain name beside the index", REMAKE)
-        elif not path.is_file():
+        elif not _is_file(path):
             check.blame(shard, "no such file", "it, as the index lists it", "copy it again, or remake the checkpoint")
         else:
             try:
@@ -80,6 +80,13 @@ def _headers(folder: Path, shards: list[str], check: Check) -> dict[str, dict[st
             except W4AFP8Error as error:
                 check.blame(shard, f"a damaged file ({error})", "a sound one", "copy it again")
     return headers
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _place(
@@ -111,10 +118,14 @@ def tensors_check() -> Check:
 def check_tensors(
     specs: Mapping[str, TensorSpec], family: Family, d: Sizes, target: CheckpointFormat
 ) -> tuple[Check, dict[str, Item]]:
-    """Every tensor that config.json and the format promise, with its dtype and shape, and no other."""
+    """Every tensor that config.json and the format promise, with its dtype and shape, and no other.
+
+    Raises: CheckpointError for a config that promises absurdly many.
+    """
     check = tensors_check()
     unknown = dict(specs)
     items: dict[str, Item] = {}
+    refuse_the_absurd(d, len(specs))
     for expected in family.expected(d).values():
         item = _item(expected, specs, target, check)
         if item is not None:

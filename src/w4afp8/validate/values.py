@@ -14,9 +14,9 @@ from w4afp8.checkpoint.reader import CheckpointReader
 from w4afp8.checkpoint.spec import DTYPES, TensorSpec
 from w4afp8.families._inventory import Item
 from w4afp8.families._spec import Role
-from w4afp8.formats._spec import GroupWeight
+from w4afp8.formats._spec import GroupWeight, MicroWeight
 from w4afp8.formats._target import CheckpointFormat
-from w4afp8.numerics import groups
+from w4afp8.numerics import e8m0, groups
 from w4afp8.validate import kept
 from w4afp8.validate.findings import Check, Histograms, Progress
 from w4afp8.validate.sides import Side
@@ -88,6 +88,11 @@ class ValueChecks:
             data = parts[spec.name.removeprefix(stem)].reshape(-1).view(torch.uint8)
             self._compare_digest(spec.name, hashlib.sha256(data.numpy().data).hexdigest())
         weight = item.format.unpack(parts)
+        if isinstance(weight, MicroWeight):
+            if self._are_exponents(item.tensors[1].name, weight.exponent_NG):
+                self._group_scales(item.tensors[1].name, weight.doubled().scale_NG)
+            self._e2m1_codes(item.expected.name, weight.codes_NK)
+            return
         assert isinstance(weight, GroupWeight)
         self._group_scales(item.tensors[1].name, weight.scale_NG)
         self._codes(item.expected.name, weight.codes_NK)
@@ -125,6 +130,25 @@ class ValueChecks:
         bins = ((seen_NG.log2() - h.scale_log2_from) / h.scale_log2_step).floor().long().clamp(0, len(h.scales) - 1)
         for bin_, count in enumerate(torch.bincount(bins.flatten(), minlength=len(h.scales)).tolist()):
             h.scales[bin_] += count
+
+    def _are_exponents(self, name: str, exponent_NG: Tensor) -> bool:
+        """Whether every E8M0 byte is a number."""
+        bad = (exponent_NG == e8m0.NAN).nonzero()
+        if len(bad):
+            n, g = bad[0].tolist()
+            self.finite.examined += 1
+            self.finite.blame(f"{name}[{n}, {g}]", "the byte 255, NaN in E8M0", "a power of two", REQUANTIZE)
+        return not len(bad)
+
+    def _e2m1_codes(self, name: str, codes_NK: Tensor) -> None:
+        """e2m1 has no code to take for another encoding's: what can be told is whether they are used."""
+        self.codes.examined += 1
+        counts = torch.bincount(codes_NK.flatten(), minlength=16)
+        for code, count in enumerate(counts.tolist()):
+            self.histograms.codes[code] += count
+        used = int((counts > 0).sum())
+        if used < FEWEST_CODES:
+            self.codes.blame(name, f"{used} different codes", f"at least {FEWEST_CODES} of 16", REQUANTIZE)
 
     def _codes(self, name: str, codes_NK: Tensor) -> None:
         self.codes.examined += 1
