@@ -16,7 +16,7 @@ from torch import Tensor
 
 import w4afp8.kernels
 from test_resume import FINISHED, Countdown, in_child, tree, wait
-from w4afp8 import layouts
+from w4afp8 import conversion, layouts
 from w4afp8.card import write as write_card
 from w4afp8.cli import cli, code_of
 from w4afp8.errors import CheckpointError, FormatError, QuantizationError, RecipeError, ResumeError, Stopped
@@ -239,6 +239,10 @@ def test_a_layout_is_no_source_of_another(int4: Make, tmp_path: Path) -> None:
     into(source, "sm90", out)
     with pytest.raises(RecipeError, match="has the layout sm90; go back first"):
         into(out, "marlin", tmp_path / "none")
+    with pytest.raises(CheckpointError, match="has the runtime layout sm90, whose stacks are no checkpoint's tensors"):
+        conversion.prepare(out, "compressed_tensors_w4a8", tmp_path / "none", 1.0)
+    with pytest.raises(RecipeError, match="a layout is always compared whole"):
+        validate(out, sample=4)
     with pytest.raises(RecipeError, match="no layout to go back from"):
         prepare_back(source, tmp_path / "none")
     with pytest.raises(ResumeError, match="holds a finished checkpoint"):

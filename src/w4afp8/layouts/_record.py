@@ -16,6 +16,7 @@ from w4afp8._version import __version__
 from w4afp8.checkpoint import atomic
 from w4afp8.checkpoint.reader import read_json
 from w4afp8.errors import CheckpointError
+from w4afp8.families import LAYOUT_METHOD
 
 FOLDER = "w4afp8"
 RECORD = f"{FOLDER}/layout.json"
@@ -23,7 +24,6 @@ CANONICAL_FOLDER = f"{FOLDER}/canonical"
 HEADERS = f"{CANONICAL_FOLDER}/headers"
 FILES = f"{CANONICAL_FOLDER}/files"
 KEPT = f"{CANONICAL_FOLDER}/kept.safetensors"
-QUANT_METHOD = "w4afp8-layout"  # no engine's: a loader of checkpoints must refuse these bytes
 CHECKSUM = "checksum"
 
 
@@ -63,7 +63,7 @@ class Record:
     def block(self) -> dict[str, Any]:
         """The quantization_config of config.json."""
         return {
-            "quant_method": QUANT_METHOD,
+            "quant_method": LAYOUT_METHOD,
             "layout": self.layout,
             "layout_version": self.version,
             "read_by": self.read_by,

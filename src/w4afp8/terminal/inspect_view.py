@@ -18,14 +18,13 @@ from w4afp8.convert.resources import human
 from w4afp8.errors import FormatError
 from w4afp8.families._inventory import format_of_experts, take_inventory
 from w4afp8.families._spec import Family, Role, Sizes
-from w4afp8.layouts._record import QUANT_METHOD
 
 
 def inspect_json(folder: Path, tensors: bool) -> dict[str, Any]:
     """Raises: CheckpointError when the headers are not what config.json promises."""
     with CheckpointReader(folder) as reader:
         said = reader.config.get("quantization_config")
-        if isinstance(said, dict) and said.get("quant_method") == QUANT_METHOD:
+        if isinstance(said, dict) and said.get("quant_method") == families.LAYOUT_METHOD:
             return inspect_layout(reader, tensors)
         family = families.of(reader.config)
         d = family.dimensions(reader.config)

@@ -11,7 +11,7 @@ from w4afp8 import families
 from w4afp8._version import __version__
 from w4afp8.checkpoint.reader import CheckpointReader
 from w4afp8.checkpoint.spec import TensorSpec
-from w4afp8.errors import CheckpointError, W4AFP8Error
+from w4afp8.errors import CheckpointError, RecipeError, W4AFP8Error
 from w4afp8.families._inventory import Item
 from w4afp8.layouts._record import is_laid_out
 from w4afp8.validate import config as configs
@@ -41,6 +41,8 @@ def validate(
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such directory; give the directory of a quantized checkpoint")
     if is_laid_out(folder):
+        if sample is not None:
+            raise RecipeError("--quick and --sample: a layout is always compared whole; leave them out")
         return validate_layout(folder, against, on_progress)
     progress = on_progress or silent
     source = None
