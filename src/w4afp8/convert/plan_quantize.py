@@ -13,7 +13,7 @@ from w4afp8.convert.plan import Plan
 from w4afp8.errors import FormatError, QuantizationError, RecipeError, raise_all
 from w4afp8.families._inventory import Item, format_of_experts
 from w4afp8.families._spec import Dimensions, Family, Role
-from w4afp8.formats._spec import AwareWeight, FineWeight, GroupWeight, MicroWeight, Weight
+from w4afp8.formats._spec import AwareWeight, GroupWeight, MicroWeight, Weight
 from w4afp8.formats._target import CheckpointFormat
 from w4afp8.recipes._recipe import Mtp, Recipe
 
@@ -51,13 +51,16 @@ def make_plan(
 
 
 def refuse_quantized(family: Family, d: Dimensions, specs: Mapping[str, TensorSpec], format_name: str) -> None:
-    """Raises: RecipeError for a source whose experts are int4, or stand in the very numbers that were asked for."""
+    """Raises: RecipeError for a source whose experts are int4 already, or the very numbers that were asked for.
+
+    Int4 in groups of 32 is what Kimi-K2 was trained to and all there is of it; that alone is rounded again.
+    """
     try:
         form = format_of_experts(family, d, specs)
     except FormatError:
         return  # the inventory names every tensor that is none
     target = formats.target(format_name).expert_weight
-    if form is None or form.form not in (GroupWeight, FineWeight, AwareWeight, target.form):
+    if form is None or form.form not in (GroupWeight, AwareWeight, target.form):
         return
     raise RecipeError(
         f"the experts stand in {form.name}, {form.bits} bits already: rounding them again adds a second error to the "
