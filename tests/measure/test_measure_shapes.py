@@ -85,3 +85,15 @@ def test_token_counts_are_positive(text: str) -> None:
 def test_a_model_without_query_rank_or_dense_layers(miniature_config: dict[str, Any]) -> None:
     d: dict[str, Any] = miniature_config | {"q_lora_rank": None, "first_k_dense_replace": 0}
     assert [g.name for g in of_config(d, "m").dense] == ["m.q", "m.kv_b", "m.o"]
+
+
+def test_a_family_without_dense_projections_has_its_experts() -> None:
+    config = {
+        "model_type": "gpt_oss", "vocab_size": 201088, "hidden_size": 2880, "intermediate_size": 2880,
+        "num_hidden_layers": 24, "num_local_experts": 32, "num_experts_per_tok": 4, "num_attention_heads": 64,
+        "num_key_value_heads": 8, "head_dim": 64, "attention_bias": True, "tie_word_embeddings": False,
+    }  # fmt: skip
+    found = of_config(config, "gpt-oss-20b")
+    assert sizes(found.gemms) == [(5760, 2880, 32), (2880, 2880, 32)]
+    with pytest.raises(RecipeError, match="the hidden size is 2880 on a rank, no multiple of 128"):
+        split(found, 1, 1)

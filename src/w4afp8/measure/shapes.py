@@ -13,6 +13,7 @@ from typing import Any
 from w4afp8 import families
 from w4afp8.checkpoint.reader import CONFIG, read_json
 from w4afp8.errors import RecipeError, raise_all
+from w4afp8.families._spec import Dimensions
 from w4afp8.registry import did_you_mean
 
 TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -117,21 +118,24 @@ def of_model(path: Path) -> Shape:
 
 
 def of_config(config: Mapping[str, Any], name: str) -> Shape:
-    """Experts and dense projections of a model."""
+    """Experts of a model, and dense projections where its family says how they are built."""
     d = families.of(config).dimensions(config)
     layer = Layer(name, d.hidden, d.expert_intermediate, d.experts, d.experts, d.experts_per_token)
-    query, q_inputs = d.heads * d.query_head, d.q_lora or d.hidden
-    sizes = {
-        "q_b" if d.q_lora else "q": (query, q_inputs),
+    dense = _dense(d).items() if isinstance(d, Dimensions) else ()
+    return Shape(name, layer, tuple(Gemm(f"{name}.{part}", n, k) for part, (n, k) in dense))
+
+
+def _dense(d: Dimensions) -> dict[str, tuple[int, int]]:
+    """N and K of latent attention's projections and of the dense MLP, gate and up in one."""
+    found = {
+        "q_b" if d.q_lora else "q": (d.heads * d.query_head, d.q_lora or d.hidden),
         "kv_b": (d.heads * (d.nope + d.value_head), d.kv_lora),
         "o": (d.hidden, d.heads * d.value_head),
-        **(
-            {"dense_gate_up": (2 * d.dense_intermediate, d.hidden), "dense_down": (d.hidden, d.dense_intermediate)}
-            if d.dense_layers
-            else {}
-        ),
     }
-    return Shape(name, layer, tuple(Gemm(f"{name}.{part}", n, k) for part, (n, k) in sizes.items()))
+    if d.dense_layers:
+        found["dense_gate_up"] = (2 * d.dense_intermediate, d.hidden)
+        found["dense_down"] = (d.hidden, d.dense_intermediate)
+    return found
 
 
 def split(shape: Shape, tp: int, ep: int) -> Shape:

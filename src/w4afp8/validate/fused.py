@@ -17,6 +17,7 @@ from w4afp8.numerics import fp8
 from w4afp8.validate.sides import Inputs
 from w4afp8.validate.weights import multiply
 
+SCHEMES = ("W4AFP8",)  # what the op and the sm_90a kernels multiply
 # A product that falls on the other side of a bfloat16 step moves an activation by up to one e4m3 step.  With a tensor
 # core's short sums that is 2e-3 at DeepSeek-R1's size and about 1e-2 where K is 256 and nothing averages out;
 # in plain torch it is 1e-6.  One routing weight of four 10 % off adds 5e-2, a wrong expert or matrix far more.
