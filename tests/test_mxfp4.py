@@ -50,6 +50,19 @@ def test_what_is_quantized_is_proven(toy: Toy, small_recipe: Small, tmp_path: Pa
     assert not (out / "act_scales.safetensors").exists()
 
 
+def test_the_kernels_are_not_said_to_prove_what_they_do_not_multiply(
+    toy: Toy, small_recipe: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    quantize(toy(), small_recipe(scheme="MXFP4"), out)
+    monkeypatch.setattr("w4afp8.kernels.device._is_ready", lambda: True)
+    report = validate(out, device="auto")
+    assert report.proven_by.startswith("plain torch") and report.check("fused layer").idle
+    assert report.check("fused layer").examined == 0 and report.check("fused layer").passed
+    with pytest.raises(RecipeError, match="the sm_90a kernels multiply W4AFP8, this is MXFP4"):
+        validate(out, device="cuda")
+
+
 def test_damage_is_found(toy: Toy, small_recipe: Small, tmp_path: Path) -> None:
     source, name = toy(), "model.layers.1.mlp.experts.2.up_proj"
     recipe = small_recipe(scheme="MXFP4")

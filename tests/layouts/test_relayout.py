@@ -243,6 +243,8 @@ def test_a_layout_is_no_source_of_another(int4: Make, tmp_path: Path) -> None:
         conversion.prepare(out, "compressed_tensors_w4a8", tmp_path / "none", 1.0)
     with pytest.raises(RecipeError, match="a layout is always compared whole"):
         validate(out, sample=4)
+    with pytest.raises(RecipeError, match="a layout is compared byte for byte, nothing is multiplied"):
+        validate(out, device="cuda")
     with pytest.raises(RecipeError, match="no layout to go back from"):
         prepare_back(source, tmp_path / "none")
     with pytest.raises(ResumeError, match="holds a finished checkpoint"):
