@@ -10,7 +10,7 @@ from fake_stand import ABOUT, MACHINE, Clock
 
 from w4afp8.kernels import schedules, settings, tuned
 from w4afp8.measure.shapes import Gemm, Layer, Shape
-from w4afp8.measure.stand import Stand
+from w4afp8.measure.stand import Stand, layer_schedule
 
 
 @pytest.fixture
@@ -20,7 +20,9 @@ def clock() -> Clock:
 
 @pytest.fixture
 def stand(clock: Clock) -> Stand:
-    return Stand(torch.device("cpu"), clock, lambda: MACHINE, clock.gemm, clock.layer, ABOUT)
+    return Stand(
+        torch.device("cpu"), clock, lambda: MACHINE, clock.gemm, clock.layer, clock.layer, layer_schedule, ABOUT
+    )
 
 
 @pytest.fixture

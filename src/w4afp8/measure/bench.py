@@ -15,7 +15,7 @@ from w4afp8.measure.cells import Cell, Kind, PeerTime
 from w4afp8.measure.floor import Machine, Work, gemm_work, layer_work
 from w4afp8.measure.peers import Peer
 from w4afp8.measure.shapes import Gemm, Layer, Shape
-from w4afp8.measure.stand import Stand
+from w4afp8.measure.stand import Stand, spelled
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
 
@@ -76,8 +76,8 @@ def _layer(
         works = [layer_work(layer, m, pairs, hit) for pairs, hit in counts]
         beside = theirs.time(calls, stand.time) if theirs else None
         rows, hit = (statistics.mean(count[i] for count in counts) for i in (0, 1))
-        names = " ".join(spelled(schedules.choose(expected(gemm, m))) for gemm in layer.gemms)
-        yield _cell("moe", layer.name, m, rows, hit, works, machine, timing, names, beside)
+        how = stand.layer_schedule(calls[0])
+        yield _cell("moe", layer.name, m, rows, hit, works, machine, timing, how, beside)
     on_progress(layer.name, len(tokens), len(tokens))
     del gate_up, down, theirs
     _forget(stand)
@@ -107,21 +107,11 @@ def problem_of(gemm: Gemm, call: GemmCall) -> schedules.Problem:
     return schedules.Problem(len(call.x), gemm.experts, gemm.rows, gemm.cols)
 
 
-def expected(gemm: Gemm, tokens: int) -> schedules.Problem:
-    """The problem as the fused layer states it: rows expected here of all that the router sends out."""
-    return schedules.Problem(expected_rows(gemm, tokens), gemm.experts, gemm.rows, gemm.cols)
-
-
 def expected_rows(gemm: Gemm, tokens: int) -> int:
     """Rows of x that reach this rank's experts on average, as `kernels.sm90.fused_moe` counts them."""
     if gemm.top_k == 0:
         return tokens
     return max(1, tokens * gemm.top_k * gemm.experts // gemm.routed)
-
-
-def spelled(row: schedules.Schedule) -> str:
-    """A schedule as tables show it: kernel/split_groups."""
-    return f"{row.kernel}/{row.split_groups}"
 
 
 def _forget(stand: Stand) -> None:

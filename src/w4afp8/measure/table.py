@@ -10,7 +10,7 @@ from typing import Any
 from w4afp8.checkpoint import atomic
 from w4afp8.errors import RecipeError
 from w4afp8.kernels import schedules, tuned
-from w4afp8.measure.bench import spelled
+from w4afp8.measure.stand import spelled
 from w4afp8.measure.tune import Found
 
 WHAT = 'The fastest schedule of each measured problem: "experts rows cols" -> [rows of x, kernel, split_groups]'

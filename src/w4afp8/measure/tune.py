@@ -15,10 +15,10 @@ from w4afp8.kernels import schedules, tuned
 from w4afp8.kernels.calls import GemmCall, MoECall
 from w4afp8.kernels.schedules import Schedule
 from w4afp8.measure import data, truth
-from w4afp8.measure.bench import Progress, expected_rows, spelled
+from w4afp8.measure.bench import Progress, expected_rows
 from w4afp8.measure.cells import Kind
 from w4afp8.measure.shapes import Gemm, Layer, Shape
-from w4afp8.measure.stand import Stand
+from w4afp8.measure.stand import Stand, spelled
 from w4afp8.measure.timing import Call, Timing
 
 LOOK_REPLAYS = 3  # a first look at every row
@@ -93,7 +93,7 @@ def _alone(stand: Stand, calls: Sequence[GemmCall]) -> Timed:
 
 
 def _inside(stand: Stand, whole: Sequence[MoECall], won: tuple[Pin, ...], gemm: Gemm) -> Timed:
-    return lambda row: [partial(_pinned, (*won, (gemm, row)), partial(stand.layer, call)) for call in whole]
+    return lambda row: [partial(_pinned, (*won, (gemm, row)), partial(stand.launches, call)) for call in whole]
 
 
 def _pinned(choices: Sequence[Pin], call: Call) -> None:
