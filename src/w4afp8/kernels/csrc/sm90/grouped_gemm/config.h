@@ -44,9 +44,6 @@ struct Config {
   static constexpr int kStageGroups = kStageGroups_;        // scale groups along K per stage
   static constexpr bool kGroupScale = kGroupScale_;         // activation scale per token and group
   static constexpr int kMaxTokens = Tokens::kMax;
-  // Does a consumer fetch a tile's first groups while it multiplies the last of the tile before?  It saves the start of
-  // every tile; but where memory is slower than multiplying, waiting for them keeps the finished tile from its end.
-  static constexpr bool kLooksAhead = kMaxTokens > 16 || kStageGroups_ == 1;
   static constexpr int kThreads = 128 * (kConsumers + 1);   // the last warpgroup loads
   // Registers a thread: the block starts with an equal share, the loading warpgroup gives most of its own away.
   static constexpr int kShare = 65536 / kThreads / 8 * 8;

@@ -24,6 +24,9 @@ struct Arguments {
   Params p;
   float* partial;    // [blocks][consumers][tokens/2][128]
   uint32_t* ready;   // [blocks][consumers], zero between launches
+  // Do consumers fetch a tile's first groups while they multiply the last of the tile before?  It saves the start of
+  // every tile; but where memory is slower than multiplying, waiting for them keeps a finished tile from its end.
+  bool looks_ahead;
   uint32_t upper_bytes, lower_bytes;  // which bytes of two words of scales are the upper row's float, and the lower's
 };
 
@@ -67,8 +70,9 @@ __device__ void produce(const Arguments& args, typename C::Smem& smem) {
       ptx::copy_box(smem.x[ring.stage], &args.x_map, 0, s.first_row, g, full, ptx::kEvictNormal);
     }
   }
+  if (C::kStageGroups == 2 && !args.looks_ahead) return;
   // Consumers that look ahead fetch two groups after the last, too: let them read something.
-  for (int g = 0; C::kLooksAhead && g < 2; g += C::kStageGroups, ring.advance()) {
+  for (int g = 0; g < 2; g += C::kStageGroups, ring.advance()) {
     ptx::barrier_wait(&smem.empty[ring.stage], ring.phase ^ 1);
     ptx::barrier_arrive(&smem.full[ring.stage]);
   }
@@ -234,9 +238,9 @@ __device__ __forceinline__ void step(float (&acc)[kTokens / 2], const Weights& n
 template <class C, int kTokens>
 __device__ __forceinline__ void accumulate(float (&acc)[kTokens / 2], Pipeline<C>& pipe, typename C::Smem& smem,
                                            const Place& at, const Arguments& args, const Segment& s) {
-  static_assert(C::kLooksAhead || C::kStageGroups == 2, "with single groups a tile's end is not known at compile time");
-  if constexpr (!C::kLooksAhead) fill<C>(pipe, smem, at, args);
-  const int last = C::kLooksAhead ? s.groups : s.groups - 2;
+  const bool ahead = C::kStageGroups == 1 || args.looks_ahead;  // of single groups a step does not know which is the last
+  if (!ahead) fill<C>(pipe, smem, at, args);
+  const int last = ahead ? s.groups : s.groups - 2;
   int group = 0;
   for (; group < last; group += 2) {
     step<C, kTokens, 0, false>(acc, pipe.even, pipe.odd, pipe, smem, at, args, s, group);
@@ -246,7 +250,7 @@ __device__ __forceinline__ void accumulate(float (&acc)[kTokens / 2], Pipeline<C
     }
     step<C, kTokens, C::kStageGroups - 1, false>(acc, pipe.odd, pipe.even, pipe, smem, at, args, s, group + 1);
   }
-  if constexpr (!C::kLooksAhead) {
+  if (!ahead) {
     step<C, kTokens, 0, true>(acc, pipe.even, pipe.odd, pipe, smem, at, args, s, group);
     step<C, kTokens, 1, true>(acc, pipe.odd, pipe.even, pipe, smem, at, args, s, group + 1);
   }
@@ -356,7 +360,7 @@ __global__ void __launch_bounds__(C::kThreads, 1) kernel(const __grid_constant__
     Segment s;
     for (int i = 0; i < 3 - C::kStageGroups; ++i) pipe.fetch.advance();
     bool more = walk.next(s);
-    if (C::kLooksAhead && more) fill<C>(pipe, smem, at, args);
+    if ((C::kStageGroups == 1 || args.looks_ahead) && more) fill<C>(pipe, smem, at, args);
     while (more) {
       C::Tokens::dispatch(s.tokens, [&]<int kTokens>() { consume<C, kTokens>(args, smem, pipe, tile, s, at); });
       more = walk.next(s);
