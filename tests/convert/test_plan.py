@@ -10,7 +10,8 @@ import pytest
 
 from w4afp8 import families
 from w4afp8.checkpoint.reader import CheckpointReader
-from w4afp8.convert.plan import OUTSIDE, Plan, make_plan
+from w4afp8.convert.plan import OUTSIDE, Plan
+from w4afp8.convert.plan_quantize import make_plan
 from w4afp8.errors import RecipeError
 from w4afp8.families._inventory import take_inventory
 from w4afp8.recipes._load import build
@@ -133,7 +134,7 @@ def test_a_recipe_that_engines_cannot_load_is_refused(
 def test_an_expert_whose_inputs_are_no_whole_groups_is_named(toy: Callable[..., Path], field: str, matrix: str) -> None:
     folder = toy(**{field: 192})
     with pytest.raises(
-        RecipeError, match=rf"experts\.0\.{matrix} is \[.*192\]; .*groups of 128 inputs, and 192"
+        RecipeError, match=rf"experts\.0\.{matrix} is \[.*192\]; .*K = 192 is not a multiple of the group size 128"
     ) as caught:
         plan_of(folder)
     assert caught.value.exit_code == 2

@@ -23,9 +23,12 @@ class UnitWriter:
         self._shards = [ShardWriter(out / file, specs) for file, specs in unit.shards.items()]
         self._home = {s.name: w for w, specs in zip(self._shards, unit.shards.values()) for s in specs}
 
-    def put(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor where the plan wants it."""
-        self._home[name].put(name, tensor)
+    def put(self, name: str, tensor: Tensor, part: int | None = None) -> None:
+        """Write one tensor where the plan wants it, or one part of a stack, in the stack's order."""
+        if part is None:
+            self._home[name].put(name, tensor)
+        else:
+            self._home[name].put_part(name, part, tensor)
 
     def put_weight(self, name: str, form: WeightFormat, weight: Weight) -> None:
         """Write one matrix (by its `.weight` name) as the tensors of its format."""
@@ -39,12 +42,16 @@ class UnitWriter:
             if source in instead:
                 self.put(name, instead[source])
             else:
-                self._home[name].copy(name, reader, source)
+                self.copy(name, reader)
+
+    def copy(self, name: str, reader: CheckpointReader) -> None:
+        """Copy one tensor of the output, which may have another name in the source."""
+        self._home[name].copy(name, reader, self.unit.renamed.get(name, name))
 
     def recode(self, weights: Weights, linear: WeightFormat, instead: Mapping[str, Tensor]) -> None:
         """Write the matrices that change format on the way, folded ones as the fold left them."""
-        assert linear.encode is not None, f"{linear.name} cannot be made from real numbers alone"
         for name in self.unit.recoded:
+            assert linear.encode is not None, f"{linear.name} cannot be made from real numbers alone"
             real = instead[name].float() if name in instead else weights.matrix(name)
             self.put_weight(name, linear, linear.encode(real))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 from w4afp8 import registry
 from w4afp8.checkpoint.spec import TensorSpec
@@ -41,7 +42,7 @@ def target(name: str) -> CheckpointFormat:
 
 def targets() -> tuple[str, ...]:
     """Every checkpoint format that `quantize` writes and `validate` proves."""
-    return tuple(name for name in checkpoints() if checkpoint(name).validated)
+    return tuple(name for name in checkpoints() if checkpoint(name).validated and checkpoint(name).written)
 
 
 def checkpoint(name: str) -> CheckpointFormat:
@@ -59,6 +60,31 @@ def checkpoints() -> tuple[str, ...]:
     return tuple(name for name in names() if hasattr(registry.load(here, name, "format"), "CHECKPOINT"))
 
 
+def announced(config: Mapping[str, Any]) -> CheckpointFormat | None:
+    """The checkpoint format that a config.json says it is, as far as it can be told from there; None for none of ours.
+
+    What a directory really holds is decided by its tensors (`detect`).
+    """
+    found = config.get("quantization_config")
+    if not isinstance(found, Mapping):
+        return None
+    for name in checkpoints():
+        target = checkpoint(name)
+        said = [target.quantization_config(config), *([target.plain_config(config)] if target.plain_config else [])]
+        if any(_marks(one) == _marks(found) for one in said if one):
+            return target
+    return None
+
+
+def _marks(said: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells formats apart: the method, how scales are made, what the experts' group is."""
+    groups = said.get("config_groups")
+    first = groups.get("group_0") if isinstance(groups, Mapping) else None
+    weights = first.get("weights") if isinstance(first, Mapping) else None
+    experts = [weights.get(key) for key in ("num_bits", "type", "group_size")] if isinstance(weights, Mapping) else []
+    return (said.get("quant_method"), said.get("quant_algo"), said.get("scale_fmt"), *experts)
+
+
 @cache
 def suffixes() -> tuple[str, ...]:
     """What any format appends to a weight's stem."""
@@ -71,18 +97,19 @@ def carriers() -> tuple[str, ...]:
     return tuple(sorted({get(name).parts[0].suffix for name in names()}))
 
 
-def detect(stem: str, siblings: Mapping[str, TensorSpec], n: int, k: int) -> WeightFormat:
-    """The format of the matrix [n, k] whose tensors begin with `stem`, decided by dtypes and shapes, never by a config.
+def detect(stem: str, siblings: Mapping[str, TensorSpec], n: int, k: int, stack: int = 0) -> WeightFormat:
+    """The format of the matrix [n, k], or stack of them, whose tensors begin with `stem`: dtypes and shapes say it.
 
-    `siblings` are those tensors, by name.
+    A config never does.  `siblings` are those tensors, by name.
     Raises: FormatError saying what each format missed.
     """
     refusals = []
     for name in names():
         candidate = get(name)
-        why = candidate.refusal(stem, siblings, n, k)
+        why = candidate.refusal(stem, siblings, n, k, stack)
         if why is None:
             return candidate
         refusals.append(f"{name}: {why}")
+    shape = [stack, n, k] if stack else [n, k]
     found = ", ".join(str(spec) for spec in siblings.values())
-    raise FormatError(f"{found}: expected a matrix [{n}, {k}], no format reads it\n  " + "\n  ".join(refusals))
+    raise FormatError(f"{found}: expected a matrix {shape}, no format reads it\n  " + "\n  ".join(refusals))

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from w4afp8.formats import bf16, deepseek_fp8, deepseek_ue8m0
 from w4afp8.formats._spec import MICRO_GROUP, MicroWeight, Part, WeightFormat
-from w4afp8.numerics import e8m0, fp4, groups
+from w4afp8.formats._target import NO_INPUT_SCALE, CheckpointFormat, no_side_files
+from w4afp8.numerics import e8m0, groups
 
 
 def _packed(n: int, k: int) -> tuple[int, ...]:
@@ -25,12 +27,11 @@ def _scales(n: int, k: int) -> tuple[int, ...]:
 
 
 def _unpack(parts: Mapping[str, Tensor]) -> MicroWeight:
-    return MicroWeight(fp4.unpack_low_first(parts[".weight"]), parts[".scale"].view(torch.uint8))
+    return MicroWeight.packed(parts[".weight"], parts[".scale"].view(torch.uint8))
 
 
 def _pack(weight: MicroWeight) -> dict[str, Tensor]:
-    packed = fp4.pack_low_first(weight.codes_NK)
-    return {".weight": packed.view(torch.int8), ".scale": weight.exponent_NG.view(e8m0.E8M0)}
+    return {".weight": weight.bytes_NJ.view(torch.int8), ".scale": weight.exponent_NG.view(e8m0.E8M0)}
 
 
 WEIGHT = WeightFormat(
@@ -40,4 +41,18 @@ WEIGHT = WeightFormat(
     parts=(Part(".weight", ("I8", "U8"), _packed), Part(".scale", ("F8_E8M0",), _scales)),
     unpack=_unpack,
     pack=_pack,
+)
+
+CHECKPOINT = CheckpointFormat(
+    name="deepseek_mxfp4",
+    expert_weight=WEIGHT,
+    linear_weights=(deepseek_ue8m0.WEIGHT, deepseek_fp8.WEIGHT, bf16.WEIGHT),
+    input_scale=NO_INPUT_SCALE,
+    partial_experts=None,
+    quantization_config=deepseek_ue8m0.config,
+    side_files=no_side_files,
+    read_by=("SGLang (DeepSeek-V4)", "vLLM (DeepSeek-V4)"),
+    validated=True,
+    scheme="MXFP4",
+    expert_dtype="fp4",
 )

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from w4afp8.kernels import build, checks, schedules
+from w4afp8.kernels.calls import GemmCall, MoECall
 from w4afp8.kernels.checks import FP8, GROUP_K
+from w4afp8.kernels.layout import TILE_ROWS
 
 MODES = {"token": 0, "tensor": 1, "group128": 2}
 
@@ -35,22 +37,21 @@ def quantize_fp8(x: Tensor, mode: str, scale: Tensor | None) -> tuple[Tensor, Te
 
 
 def grouped_gemm(
-    x: Tensor,
-    x_scale: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    offsets: Tensor | None,
-    out_dtype: torch.dtype,
+    call: GemmCall,
     schedule: schedules.Schedule | None = None,
     expected_rows: int | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """The grouped GEMM on the device.
+    """The grouped GEMM on the device, of an sm90 weight.
 
-    `schedule` overrides the choice, as tuning does; `expected_rows` guides it where fewer rows than x has are filled.
+    `schedule` overrides the choice, as tuning does; `expected_rows` guides it where fewer rows than x has are filled;
+    `out` [T, N] is written instead of a new tensor: tests and tuning poison it first.
     """
     checks.require(build.load(), "device", torch.cuda.get_device_name(), "an SM90 GPU and compiled kernels")
+    x, x_scale, weight, weight_scale, offsets, out_dtype, _ = call
     experts, row_blocks, *_ = weight.shape
-    out = torch.empty((x.shape[0], row_blocks * 64), dtype=out_dtype, device=x.device)
+    if out is None:
+        out = torch.empty((len(x), row_blocks * TILE_ROWS), dtype=out_dtype, device=x.device)
     if not len(x):
         return out
     for name, t in (("x", x), ("x_scale", x_scale), ("weight", weight), ("weight_scale", weight_scale)):
@@ -67,46 +68,34 @@ def grouped_gemm(
     return out
 
 
-def fused_moe(
-    x: Tensor,
-    topk_ids: Tensor,
-    topk_weights: Tensor,
-    w13: Tensor,
-    w13_scale: Tensor,
-    w2: Tensor,
-    w2_scale: Tensor,
-    w13_input_scale: Tensor | None,
-    w2_input_scale: Tensor | None,
-    swiglu_limit: float | None,
-    swiglu_alpha: float,
-    swiglu_beta: float,
-    routed_scaling_factor: float,
-    expert_begin: int,
-    routed_experts: int,
-) -> Tensor:
+def fused_moe(call: MoECall) -> Tensor:
     """One layer in five launches (six with many tokens): route and quantize, gate_up, activate and quantize, down, sum.
 
     Everything stays on the device: buffers are sized for the case that every choice is local, and the kernels stop at
     the rows that the offsets count.
     """
-    kernels = torch.ops.w4afp8_sm90
+    kernels, x = torch.ops.w4afp8_sm90, call.x
     out = torch.empty_like(x)
     if not len(x):
         return out
-    tokens, top_k = topk_ids.shape
-    experts, hidden, inner = w13.shape[0], x.shape[1], w2.shape[2] * GROUP_K
-    pairs = tokens * top_k
-    likely = max(1, pairs * experts // routed_experts) if routed_experts > experts else pairs
+    experts, hidden, inner = call.w13.shape[0], x.shape[1], call.w2.shape[2] * GROUP_K
+    pairs = call.topk_ids.numel()
+    likely = max(1, pairs * experts // call.routed_experts) if call.routed_experts > experts else pairs
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=x.device)
 
-    q, scale = empty(pairs, hidden, dtype=FP8), empty(pairs if w13_input_scale is None else 1)
+    def gemm(q: Tensor, scale: Tensor, w: Tensor, w_scale: Tensor) -> Tensor:
+        return grouped_gemm(GemmCall(q, scale, w, w_scale, offsets, x.dtype, "sm90"), expected_rows=likely)
+
+    q, scale = empty(pairs, hidden, dtype=FP8), empty(pairs if call.w13_input_scale is None else 1)
     rows, offsets = empty(pairs, dtype=torch.int32), empty(experts + 1, dtype=torch.int32)
-    kernels.route_quantize(x, w13_input_scale, topk_ids.contiguous(), expert_begin, q, scale, rows, offsets)
-    gate_up = grouped_gemm(q, scale, w13, w13_scale, offsets, x.dtype, expected_rows=likely)
-    q, scale = empty(pairs, inner, dtype=FP8), empty(pairs if w2_input_scale is None else 1)
-    kernels.swiglu_quantize(gate_up, offsets, w2_input_scale, q, scale, swiglu_limit, swiglu_alpha, swiglu_beta)
-    down = grouped_gemm(q, scale, w2, w2_scale, offsets, x.dtype, expected_rows=likely)
-    kernels.combine(down, rows, topk_weights.contiguous(), routed_scaling_factor, out)
+    ids = call.topk_ids.contiguous()
+    kernels.route_quantize(x, call.w13_input_scale, ids, call.expert_begin, q, scale, rows, offsets)
+    gate_up = gemm(q, scale, call.w13, call.w13_scale)
+    q, scale = empty(pairs, inner, dtype=FP8), empty(pairs if call.w2_input_scale is None else 1)
+    swiglu = call.swiglu_limit, call.swiglu_alpha, call.swiglu_beta
+    kernels.swiglu_quantize(gate_up, offsets, call.w2_input_scale, q, scale, *swiglu)
+    down = gemm(q, scale, call.w2, call.w2_scale)
+    kernels.combine(down, rows, call.topk_weights.contiguous(), call.routed_scaling_factor, out)
     return out
