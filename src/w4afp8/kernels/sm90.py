@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from w4afp8.kernels import build, checks, schedules
+from w4afp8.kernels import build, checks, layers, schedules
 from w4afp8.kernels.checks import FP8, GROUP_K
 
 MODES = {"token": 0, "tensor": 1, "group128": 2}
@@ -83,11 +83,13 @@ def fused_moe(
     routed_scaling_factor: float,
     expert_begin: int,
     routed_experts: int,
+    one_launch: layers.OneLaunch | bool = True,
 ) -> Tensor:
-    """One layer in five launches (six with many tokens): route and quantize, gate_up, activate and quantize, down, sum.
+    """One layer: in one launch while experts have few rows, else in five or six.
 
-    Everything stays on the device: buffers are sized for the case that every choice is local, and the kernels stop at
-    the rows that the offsets count.
+    These are: route, quantize, gate_up, activate and quantize, down, sum.  Everything stays on the device: buffers are
+    sized for the case that every choice is local, and the kernels stop at the rows that the offsets count.
+    `one_launch` overrides the choice, as tuning and tests do.
     """
     kernels = torch.ops.w4afp8_sm90
     out = torch.empty_like(x)
@@ -101,8 +103,41 @@ def fused_moe(
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=x.device)
 
+    rows = empty(pairs, dtype=torch.int32)
+    layer = layers.Layer(pairs, likely, experts, hidden, inner)
+    row = layers.choose(layer) if one_launch is True else one_launch
+    if row:
+        for name, t in (("w13", w13), ("w13_scale", w13_scale), ("w2", w2), ("w2_scale", w2_scale), ("x", x)):
+            checks.require(t.data_ptr() % 16 == 0, name, f"address {t.data_ptr():#x}", "a multiple of 16; call .clone()")
+        eights = pairs // 8 + min(pairs, experts)  # every expert begins a new eight
+        kernels.fused_layer(
+            x.contiguous(),
+            topk_ids.contiguous(),
+            topk_weights.contiguous(),
+            expert_begin,
+            w13,
+            w13_scale,
+            w2,
+            w2_scale,
+            w13_input_scale,
+            w2_input_scale,
+            swiglu_limit,
+            swiglu_alpha,
+            swiglu_beta,
+            routed_scaling_factor,
+            rows,
+            empty(eights, 8, hidden, dtype=FP8),
+            empty(eights, 8),
+            empty(pairs, inner),
+            empty(eights, 8, inner, dtype=FP8),
+            empty(eights, 8),
+            empty(pairs, hidden, dtype=x.dtype),
+            out,
+            row.kernel,
+        )
+        return out
     q, scale = empty(pairs, hidden, dtype=FP8), empty(pairs if w13_input_scale is None else 1)
-    rows, offsets = empty(pairs, dtype=torch.int32), empty(experts + 1, dtype=torch.int32)
+    offsets = empty(experts + 1, dtype=torch.int32)
     kernels.route_quantize(x, w13_input_scale, topk_ids.contiguous(), expert_begin, q, scale, rows, offsets)
     gate_up = grouped_gemm(q, scale, w13, w13_scale, offsets, x.dtype, expected_rows=likely)
     q, scale = empty(pairs, inner, dtype=FP8), empty(pairs if w2_input_scale is None else 1)

@@ -1,5 +1,6 @@
 #include "../overlap.cuh"
 #include "route.cuh"
+#include "swiglu.cuh"
 #include "vector.cuh"
 
 namespace w4afp8::moe {
@@ -90,12 +91,6 @@ __global__ void __launch_bounds__(kThreads) quantize_groups_kernel(Quantize p) {
   if (threadIdx.x % 16 == 0) p.scale[group] = scale;
 }
 
-__device__ __forceinline__ float swiglu(float gate, float up, const Activation& p) {
-  gate = fminf(gate, p.limit);
-  up = fminf(fmaxf(up, -p.limit), p.limit);
-  return gate / (1.0f + expf(-p.alpha * gate)) * (up + p.beta);
-}
-
 // One block a row; a row of up to 8 * blockDim * 2 values stays in registers.
 __global__ void __launch_bounds__(kThreads) activate_kernel(Activation p) {
   wait_for_previous();
@@ -116,7 +111,7 @@ __global__ void __launch_bounds__(kThreads) activate_kernel(Activation p) {
     const Eight g = widen<false>(raw_g, p.type), u = widen<false>(raw_u, p.type);
     Eight h;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) h.v[i] = swiglu(g.v[i], u.v[i], p);
+    for (int i = 0; i < 8; ++i) h.v[i] = swiglu(g.v[i], u.v[i], p.swiglu);
     return h;
   };
   const auto value = [&](int at) {

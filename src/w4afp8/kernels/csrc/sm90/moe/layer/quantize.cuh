@@ -1,0 +1,122 @@
+// Activations to e4m3, written where wgmma's operand is read from: by eights of rows, a group of 128 inputs contiguous.
+#pragma once
+#include "../../../ptx/mbarrier.cuh"
+#include "../vector.cuh"
+#include "plan.cuh"
+#include "signal.cuh"
+
+namespace w4afp8::moe::layer {
+
+// Byte `col` of the row at `place` = 8 * block8 + row.  Sixteen-byte pieces of a row are swizzled by its number.
+__device__ __forceinline__ size_t q_offset(int place, int groups, int col) {
+  const size_t row = (static_cast<size_t>(place / 8) * groups + col / kTileCols) * 1024 + place % 8 * kTileCols;
+  return row + ((col % kTileCols / 16 ^ place % 8) * 16 + col % 16);
+}
+
+constexpr int kHeld = 2;  // pieces of eight values a thread holds: tokens of up to 8192 values are read once
+
+struct Token {
+  Raw<false> piece[kHeld];
+};
+
+// Starts the loads of a token's row; it is looked at later.
+__device__ __forceinline__ void read_token(const Layer& p, int token, Token& held) {
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    const int at = (i * kConsumerThreads + threadIdx.x) * 8;
+    held.piece[i] = at < p.hidden ? load_raw<false>(p.x, static_cast<size_t>(token) * p.hidden + at) : Raw<false>{};
+  }
+}
+
+// All consumers: finds the rows of the token's pairs and writes its e4m3 row to each of them.
+template <class C>
+__device__ void quantize_token(const Layer& p, typename C::Smem& smem, int token, const Token& held) {
+  const Routing& r = p.routing;
+  const Plan& plan = smem.plan;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  float amax = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) amax = fmaxf(amax, largest(widen<false>(held.piece[i], p.type)));
+  const auto more = [&](auto&& use) {
+    for (int at = (kHeld * kConsumerThreads + threadIdx.x) * 8; at < p.hidden; at += kConsumerThreads * 8) {
+      use(at, widen<false>(load_raw<false>(p.x, static_cast<size_t>(token) * p.hidden + at), p.type));
+    }
+  };
+  more([&](int, const Eight& x) { amax = fmaxf(amax, largest(x)); });
+  amax = warp_max(amax);
+  if (lane == 0) smem.warp_max[warp] = amax;
+  for (int choice = warp; choice < r.top_k; choice += kConsumerThreads / 32) {
+    const int pair = token * r.top_k + choice, e = plan.id[pair];
+    int rank = 0;
+    for (int other = lane; other < pair; other += 32) rank += plan.id[other] == e;
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) rank += __shfl_xor_sync(~0u, rank, step);
+    if (lane == 0) {
+      const bool here = e < r.experts;
+      smem.token_rows[choice] = here ? plan.expert_block8[e] * 8 + rank : -1;
+      r.rows[pair] = here ? plan.expert_row[e] + rank : -1;
+    }
+  }
+  ptx::named_barrier(15, kConsumerThreads);
+  const float all = warp_max(lane < kConsumerThreads / 32 ? smem.warp_max[lane] : 0.0f);
+  const float* fixed = p.static_scale[kGateUp];
+  const float scale = fixed != nullptr ? *fixed : __fdiv_rn(fmaxf(all, kSmallestAmax), kLargest);
+  const int groups = p.weight[kGateUp].groups;
+  const auto write = [&](int at, const Eight& x) {
+    const uint2 bytes = to_e4m3(x, scale);
+    for (int i = 0; i < r.top_k; ++i) {
+      const int place = smem.token_rows[i];
+      if (place >= 0) *reinterpret_cast<uint2*>(p.q[kGateUp] + q_offset(place, groups, at)) = bytes;
+    }
+  };
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    const int at = (i * kConsumerThreads + threadIdx.x) * 8;
+    if (at < p.hidden) write(at, widen<false>(held.piece[i], p.type));
+  }
+  more(write);
+  if (threadIdx.x < r.top_k && smem.token_rows[threadIdx.x] >= 0) {
+    p.q_scale[kGateUp][smem.token_rows[threadIdx.x]] = scale;
+  }
+  publish_to_copies();
+  ptx::named_barrier(15, kConsumerThreads);
+}
+
+// One warpgroup: requantizes the activated rows of a run; a warp a row.
+__device__ __forceinline__ void quantize_run(const Layer& p, const Segment& s, int thread) {
+  constexpr int kKept = 4;  // groups of 128 a warp holds; longer rows are read twice
+  const int lane = thread % 32, groups = p.weight[kDown].groups;
+  const float* fixed = p.static_scale[kDown];
+  for (int row = thread / 32; row < s.tokens; row += 4) {
+    const float4* from = reinterpret_cast<const float4*>(p.activated + static_cast<size_t>(s.first_row + row) * p.inner) + lane;
+    const auto most = [](const float4& v) {
+      return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
+    };
+    float4 kept[kKept];
+    float amax = 0.0f;
+#pragma unroll
+    for (int g = 0; g < kKept; ++g) kept[g] = g < groups ? __ldcg(from + g * 32) : float4{};
+#pragma unroll 4
+    for (int g = kKept; g < groups; ++g) amax = fmaxf(amax, most(__ldcg(from + g * 32)));
+#pragma unroll
+    for (int g = 0; g < kKept; ++g) amax = fmaxf(amax, most(kept[g]));
+    const float scale = fixed != nullptr ? *fixed : __fdiv_rn(fmaxf(warp_max(amax), kSmallestAmax), kLargest);
+    const int place = s.block8 * 8 + row;
+    uint8_t* q = p.q[kDown] + q_offset(place, groups, lane * 4);
+    const auto write = [&](int g, const float4& v) {
+      const float2 low = {__fdiv_rn(v.x, scale), __fdiv_rn(v.y, scale)};
+      const float2 high = {__fdiv_rn(v.z, scale), __fdiv_rn(v.w, scale)};
+      *reinterpret_cast<uint32_t*>(q + g * 1024) = __nv_cvt_float2_to_fp8x2(low, __NV_SATFINITE, __NV_E4M3) |
+                                                   uint32_t{__nv_cvt_float2_to_fp8x2(high, __NV_SATFINITE, __NV_E4M3)} << 16;
+    };
+#pragma unroll
+    for (int g = 0; g < kKept; ++g) {
+      if (g < groups) write(g, kept[g]);
+    }
+#pragma unroll 4
+    for (int g = kKept; g < groups; ++g) write(g, __ldcg(from + g * 32));
+    if (lane == 0) p.q_scale[kDown][place] = scale;
+  }
+}
+
+}  // namespace w4afp8::moe::layer
