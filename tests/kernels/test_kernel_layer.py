@@ -133,4 +133,4 @@ def test_few_rows_an_expert_take_one_launch_and_many_take_several():
 
 def test_a_layer_that_one_launch_cannot_run_says_why():
     refusals = layers.ROWS[0].refusals(layer(600, experts=600, hidden=7168 + 128))
-    assert [w.split()[0] for w in refusals] == ["4800", "600", "hidden"]
+    assert [w.split()[0] for w in refusals] == ["4800", "600", "hidden", "experts"]

@@ -91,6 +91,7 @@ def fused_moe(
     sized for the case that every choice is local, and the kernels stop at the rows that the offsets count.
     `one_launch` overrides the choice, as tuning and tests do.
     """
+    checks.require(build.load(), "device", torch.cuda.get_device_name(), "an SM90 GPU and compiled kernels")
     kernels = torch.ops.w4afp8_sm90
     out = torch.empty_like(x)
     if not len(x):
