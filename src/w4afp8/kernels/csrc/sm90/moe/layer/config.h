@@ -16,7 +16,12 @@ constexpr int kTileBytes = 4096;     // codes of one 64 x 128 tile
 constexpr int kStageGroups = 2;      // scale groups along K of one pipeline stage
 constexpr int kConsumers = 4;        // warpgroups that multiply
 constexpr int kConsumerThreads = 128 * kConsumers;
-constexpr int kThreads = kConsumerThreads + 128;  // one warp loads weights, one activations, two only help to route
+constexpr int kThreads = kConsumerThreads + 128;  // a warp loads weights, one activations, one plans, one clears
+constexpr int kSegments = 4;         // tiles that are planned ahead
+#ifndef IN_FLIGHT
+#define IN_FLIGHT 3
+#endif
+constexpr int kInFlight = IN_FLIGHT;         // stages of weights asked for and not there yet
 constexpr int kMaxExperts = 512;     // what the plan in shared memory holds
 constexpr int kMaxPairs = 4096;
 constexpr int kMaxRuns = 1024;       // <= kMaxPairs / 8 + kMaxExperts
@@ -55,7 +60,7 @@ struct Layer {
 
 // Signals between blocks.  Two sets take turns: a launch uses one and clears the other for the next launch.
 struct Signals {
-  uint32_t tokens_ready;                                  // tokens quantized
+  uint32_t tokens_ready;                                  // parts of tokens quantized
   uint32_t blocks_done;                                   // blocks whose tiles are stored
   uint32_t partial_ready[2][kMaxBlocks * kConsumers];     // a block's partial sums of a phase
   uint32_t activated[kMaxRuns];                           // 64-column pieces of a run's activation
@@ -83,6 +88,19 @@ struct Plan {
   uint64_t warp_total[kThreads / 32];
 };
 
+// A tile, or what of its stages along K this block multiplies.
+struct alignas(16) Segment {
+  Phase phase;
+  int stages;                 // 0: there is nothing more to do
+  int expert, row_tile;       // a row tile is one row block for each consumer
+  int run;                    // over all experts
+  int first_row, block8, tokens;
+  int first_stage;
+  int first_peer, end_peer;   // blocks whose partial sums complete this tile; empty when none do
+  bool owner;
+  bool shared;                // other runs read the same weights
+};
+
 template <int kTokens_, int kStages_>
 struct Config {
   static constexpr int kTokens = kTokens_;  // wgmma's N
@@ -101,7 +119,9 @@ struct Config {
     Stage stage[kStages];
     uint32_t gate[kConsumers / 2][kTokens / 4 * 128];            // rounded gate products, two tokens a word
     alignas(16) uint16_t out[kConsumers][kTokens * (kTileRows + 8)];  // rounded down products on their way
-    uint64_t full[kStages], empty[kStages];
+    uint64_t weights_full[kStages], x_full[kStages], empty[kStages];
+    uint64_t segment_full[kSegments], segment_empty[kSegments];
+    Segment segment[kSegments];
     float warp_max[kConsumerThreads / 32];
     int token_rows[kMaxTopK];  // of the token at hand: place of each choice in q, or -1
     uint32_t last[kConsumers];

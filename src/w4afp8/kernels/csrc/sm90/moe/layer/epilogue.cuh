@@ -29,7 +29,6 @@ __device__ __forceinline__ void leave_partial(float* partial, Signals& signals, 
   float* mine = partial_of<C>(partial, s.phase, blockIdx.x, at.consumer) + at.thread;
 #pragma unroll
   for (int i = 0; i < C::kTokens / 2; ++i) __stcg(mine + i * 128, acc[i]);
-  __threadfence();
   ptx::named_barrier(own_barrier(at.consumer), 128);
   if (at.thread == 0) release_add(&signals.partial_ready[s.phase][blockIdx.x * kConsumers + at.consumer]);
 }
@@ -103,14 +102,11 @@ __device__ __forceinline__ void activate(const Layer& p, typename C::Smem& smem,
     if (token + 1 < s.tokens) __stcg(out + p.inner, swiglu(gate.y, up.y, p.swiglu));
   }
   named_arrive(gate_empty(pair), 256);
-  __threadfence();
   ptx::named_barrier(own_barrier(at.consumer), 128);
   if (at.thread == 0) smem.last[at.consumer] = exchange_add(&signals.activated[s.run]);
   ptx::named_barrier(own_barrier(at.consumer), 128);
   if (smem.last[at.consumer] + 1 != static_cast<uint32_t>(p.inner / kTileRows)) return;
-  __threadfence();
   quantize_run(p, s, at.thread);
-  publish_to_copies();
   ptx::named_barrier(own_barrier(at.consumer), 128);
   if (at.thread == 0) release_add(&signals.run_ready[s.run]);
 }

@@ -23,11 +23,11 @@ __device__ void consume(const Arguments& args, typename C::Smem& smem, Signals& 
   at.thread = threadIdx.x % 128;
   at.codes = ptx::shared_address(smem.stage[0].codes[at.consumer]) + at.thread * 16;
   at.scale = ptx::shared_address(smem.stage[0].scale[at.consumer]);
-  Walk<C::kTokens> walk(p, smem.plan);
+  Ring<kSegments> segments;
   Ring<C::kStages> ring;
   Segment s;
   bool gate_used = false;
-  while (walk.next(s)) {
+  while (next_segment<true>(smem, segments, s)) {
     float acc[C::kTokens / 2];
     float2 x_scale[C::kTokens / 8];
     multiply<C>(p, smem, ring, s, at, acc, x_scale);
@@ -45,7 +45,6 @@ __device__ void consume(const Arguments& args, typename C::Smem& smem, Signals& 
     }
   }
   if (gate_used) ptx::named_barrier(gate_empty(at.consumer), 256);  // no arrival is left behind
-  __threadfence();
   ptx::named_barrier(15, kConsumerThreads);
   if (threadIdx.x == 0) {
     release_add(&signals.blocks_done);
@@ -64,15 +63,20 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ar
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
   if (threadIdx.x == 0) {
     for (int i = 0; i < C::kStages; ++i) {
-      ptx::barrier_init(&smem.full[i], 2);
+      ptx::barrier_init(&smem.weights_full[i], 1);
+      ptx::barrier_init(&smem.x_full[i], 1);
       ptx::barrier_init(&smem.empty[i], 4 * kConsumers);
+    }
+    for (int i = 0; i < kSegments; ++i) {
+      ptx::barrier_init(&smem.segment_full[i], 1);
+      ptx::barrier_init(&smem.segment_empty[i], kSegmentReaders);
     }
     ptx::barrier_init_fence();
   }
   wait_for_previous();
-  const int tokens = p.routing.tokens;
+  const int parts = token_parts(p), token_units = p.routing.tokens * parts;
   Token held;
-  if (threadIdx.x < kConsumerThreads && blockIdx.x < tokens) read_token(p, blockIdx.x, held);
+  if (threadIdx.x < kConsumerThreads && blockIdx.x < token_units) read_token(p, blockIdx.x / parts, held);
   if (threadIdx.x == kThreads - 1) smem.set = args.state->launches % 2;
   make_plan<C::kTokens>(p, smem.plan);
 
@@ -81,16 +85,17 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ar
     if constexpr (C::kMovesRegisters) ptx::registers_give<C::kLoaderRegisters>();
     if (warp == 4 * kConsumers && ptx::elect_one()) load_weights<C>(p, smem);
     if (warp == 4 * kConsumers + 1 && ptx::elect_one()) load_activations<C>(p, smem, signals);
-    if (warp == 4 * kConsumers + 2) {
+    if (warp == 4 * kConsumers + 2 && ptx::elect_one()) plan_segments<C>(p, smem);
+    if (warp == 4 * kConsumers + 3) {
       constexpr int kWords = sizeof(Signals) / sizeof(uint32_t);
       uint32_t* other = reinterpret_cast<uint32_t*>(&args.state->signals[smem.set ^ 1]);
       for (int i = blockIdx.x * 32 + threadIdx.x % 32; i < kWords; i += gridDim.x * 32) other[i] = 0;
     }
   } else {
     if constexpr (C::kMovesRegisters) ptx::registers_take<C::kConsumerRegisters>();
-    for (int token = blockIdx.x; token < tokens; token += gridDim.x) {
-      if (token != static_cast<int>(blockIdx.x)) read_token(p, token, held);
-      quantize_token<C>(p, smem, token, held);
+    for (int unit = blockIdx.x; unit < token_units; unit += gridDim.x) {
+      if (unit != static_cast<int>(blockIdx.x)) read_token(p, unit / parts, held);
+      quantize_token<C>(p, smem, unit / parts, unit % parts, held);
       if (threadIdx.x == 0) release_add(&signals.tokens_ready);
     }
     consume<C>(args, smem, signals);

@@ -1,4 +1,4 @@
-// The two loading threads.  Weights depend on nothing but the plan, so their thread runs ahead as far as the ring is
+// The two loading threads, and the one that plans for them.  Weights depend on nothing but the plan, so their thread runs ahead as far as the ring is
 // deep, over the end of a phase too; activations wait until other blocks have written them.
 #pragma once
 #include "../../../ptx/copy.cuh"
@@ -16,12 +16,39 @@ struct Ring {
   }
 };
 
+// Hands planned segments to the loading threads and the consumer warps, in order.
+template <class C>
+__device__ void plan_segments(const Layer& p, typename C::Smem& smem) {
+  Walk<C::kTokens> walk(p, smem.plan);
+  Ring<kSegments> ring;
+  for (bool more = true; more; ring.advance()) {
+    Segment s{};
+    more = walk.next(s);
+    ptx::barrier_wait(&smem.segment_empty[ring.stage], ring.phase ^ 1);
+    smem.segment[ring.stage] = s;
+    ptx::barrier_arrive(&smem.segment_full[ring.stage]);
+  }
+}
+constexpr int kSegmentReaders = 2 + kConsumerThreads / 32;
+
+// The next segment, for a whole warp or for one thread; false at the end.
+template <bool kWarp, class Smem>
+__device__ __forceinline__ bool next_segment(Smem& smem, Ring<kSegments>& ring, Segment& s) {
+  ptx::barrier_wait(&smem.segment_full[ring.stage], ring.phase);
+  s = smem.segment[ring.stage];
+  if constexpr (kWarp) __syncwarp();
+  if (!kWarp || threadIdx.x % 32 == 0) ptx::barrier_arrive(&smem.segment_empty[ring.stage]);
+  ring.advance();
+  return s.stages > 0;
+}
+
 template <class C>
 __device__ void load_weights(const Layer& p, typename C::Smem& smem) {
-  Walk<C::kTokens> walk(p, smem.plan);
-  Ring<C::kStages> ring;
+  Ring<kSegments> segments;
+  Ring<C::kStages> ring, landed;
+  int asked = 0;
   Segment s;
-  while (walk.next(s)) {
+  while (next_segment<false>(smem, segments, s)) {
     const Weight& w = p.weight[s.phase];
     const uint32_t scale_bytes = kTileRows * kStageGroups * (w.scale_float ? 4 : 2);
     const uint64_t policy = s.shared ? ptx::kEvictNormal : ptx::kEvictFirst;
@@ -37,8 +64,13 @@ __device__ void load_weights(const Layer& p, typename C::Smem& smem) {
 #pragma unroll 1
     for (int i = 0; i < s.stages; ++i, ring.advance()) {
       auto& stage = smem.stage[ring.stage];
-      uint64_t* full = &smem.full[ring.stage];
+      uint64_t* full = &smem.weights_full[ring.stage];
       ptx::barrier_wait(&smem.empty[ring.stage], ring.phase ^ 1);
+      if (asked >= kInFlight) {  // more would only queue up, and every signal behind it
+        ptx::barrier_wait(&smem.weights_full[landed.stage], landed.phase);
+        landed.advance();
+      }
+      ++asked;
       ptx::barrier_expect(full, kConsumers * (kStageGroups * kTileBytes + scale_bytes));
 #pragma unroll
       for (int c = 0; c < kConsumers; ++c) {
@@ -53,15 +85,15 @@ __device__ void load_weights(const Layer& p, typename C::Smem& smem) {
 
 template <class C>
 __device__ void load_activations(const Layer& p, typename C::Smem& smem, const Signals& signals) {
-  Walk<C::kTokens> walk(p, smem.plan);
+  Ring<kSegments> segments;
   Ring<C::kStages> ring;
   Segment s;
   int seen = -2;  // run whose rows are known to be there; -1: every run's of the first phase
-  while (walk.next(s)) {
+  while (next_segment<false>(smem, segments, s)) {
     const int wanted = s.phase == kGateUp ? -1 : s.run;
     if (seen != wanted) {
       if (s.phase == kGateUp) {
-        await(&signals.tokens_ready, p.routing.tokens);
+        await(&signals.tokens_ready, p.routing.tokens * token_parts(p));
       } else {
         await(&signals.run_ready[s.run], 1);
       }
@@ -74,7 +106,7 @@ __device__ void load_activations(const Layer& p, typename C::Smem& smem, const S
 #pragma unroll 1
     for (int i = 0; i < s.stages; ++i, ring.advance(), x += kStageGroups * 1024) {
       auto& stage = smem.stage[ring.stage];
-      uint64_t* full = &smem.full[ring.stage];
+      uint64_t* full = &smem.x_full[ring.stage];
       ptx::barrier_wait(&smem.empty[ring.stage], ring.phase ^ 1);
       ptx::barrier_expect(full, eights * (kStageGroups * 1024 + 32));
       ptx::copy_bytes(stage.x_scale, x_scale, eights * 32, full, ptx::kEvictNormal);

@@ -67,10 +67,11 @@ __device__ __forceinline__ void multiply(const Layer& p, typename C::Smem& smem,
   for (int i = 0; i < s.stages; ++i, ring.advance()) {
     auto& stage = smem.stage[ring.stage];
     const uint32_t offset = ring.stage * static_cast<uint32_t>(sizeof(typename C::Stage));
-    ptx::barrier_wait(&smem.full[ring.stage], ring.phase);
+    ptx::barrier_wait(&smem.weights_full[ring.stage], ring.phase);
     uint32_t first[16], second[16];
     float even[kTokens / 2], odd[kTokens / 2];
     unpack_group(first, at.codes + offset);
+    ptx::barrier_wait(&smem.x_full[ring.stage], ring.phase);
     multiply_group<kTokens>(even, first, stage.x[0]);
     unpack_group(second, at.codes + offset + kTileBytes);  // beside the multiply
     const float2 scale_even = load_scale(thread_scale + offset, 0, scale_float);

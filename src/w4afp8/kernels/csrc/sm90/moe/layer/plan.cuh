@@ -57,16 +57,11 @@ __device__ void make_plan(const Layer& p, Plan& plan) {
   __syncthreads();
 }
 
-struct Segment {
-  Phase phase;
-  int expert, row_tile;       // a row tile is one row block for each consumer
-  int run;                    // over all experts
-  int first_row, block8, tokens;
-  int first_stage, stages;
-  int first_peer, end_peer;   // blocks whose partial sums complete this tile; empty when none do
-  bool owner;
-  bool shared;                // other runs read the same weights
-};
+// Blocks that share the quantizing of a token: each finds its scale, and writes a part of it.
+__device__ __forceinline__ int token_parts(const Layer& p) {
+  const int spare = static_cast<int>(gridDim.x) / p.routing.tokens;
+  return spare < 2 ? 1 : spare < 4 ? 2 : spare < 8 ? 4 : 8;
+}
 
 // Gate and up rows of the same columns are multiplied by one block, so a gate_up tile is two row blocks of each.
 __device__ __forceinline__ int row_tiles(const Layer& p, Phase phase) {
@@ -79,7 +74,7 @@ __device__ __forceinline__ int row_block(const Layer& p, const Segment& s, int c
   return min(s.row_tile * kConsumers + consumer, p.weight[kDown].row_blocks - 1);
 }
 
-// One block's walk over its segments; every thread that follows it sees the same ones.
+// One block's walk over its segments.
 template <int kTokens>
 class Walk {
  public:

@@ -28,9 +28,9 @@ __device__ __forceinline__ void read_token(const Layer& p, int token, Token& hel
   }
 }
 
-// All consumers: finds the rows of the token's pairs and writes its e4m3 row to each of them.
+// All consumers: finds the rows of the token's pairs and writes a part of its e4m3 row to each of them.
 template <class C>
-__device__ void quantize_token(const Layer& p, typename C::Smem& smem, int token, const Token& held) {
+__device__ void quantize_token(const Layer& p, typename C::Smem& smem, int token, int part, const Token& held) {
   const Routing& r = p.routing;
   const Plan& plan = smem.plan;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -62,7 +62,9 @@ __device__ void quantize_token(const Layer& p, typename C::Smem& smem, int token
   const float* fixed = p.static_scale[kGateUp];
   const float scale = fixed != nullptr ? *fixed : __fdiv_rn(fmaxf(all, kSmallestAmax), kLargest);
   const int groups = p.weight[kGateUp].groups;
+  const int each = (p.hidden / 8 + token_parts(p) - 1) / token_parts(p) * 8;
   const auto write = [&](int at, const Eight& x) {
+    if (at < part * each || at >= (part + 1) * each) return;
     const uint2 bytes = to_e4m3(x, scale);
     for (int i = 0; i < r.top_k; ++i) {
       const int place = smem.token_rows[i];
@@ -78,7 +80,6 @@ __device__ void quantize_token(const Layer& p, typename C::Smem& smem, int token
   if (threadIdx.x < r.top_k && smem.token_rows[threadIdx.x] >= 0) {
     p.q_scale[kGateUp][smem.token_rows[threadIdx.x]] = scale;
   }
-  publish_to_copies();
   ptx::named_barrier(15, kConsumerThreads);
 }
 

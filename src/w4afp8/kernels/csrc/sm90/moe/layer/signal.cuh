@@ -22,12 +22,8 @@ __device__ __forceinline__ uint32_t exchange_add(uint32_t* word) {
   asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(word) : "memory");
   return before;
 }
-// What this thread wrote by ordinary stores may be read by the copy engine of whoever sees a later release of this
-// block; the reader fences once more after its acquire.
-__device__ __forceinline__ void publish_to_copies() {
-  __threadfence();
-  asm volatile("fence.proxy.async.global;" ::: "memory");
-}
+// Between an acquire and the copy engine's reads of what others had stored.  The stores of a whole block are released
+// by one thread after a barrier: a fence in every thread would wait for the weights under way.
 __device__ __forceinline__ void expect_from_stores() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 
 }  // namespace w4afp8::moe::layer
