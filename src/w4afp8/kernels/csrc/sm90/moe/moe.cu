@@ -45,8 +45,9 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(Quantize p, Routing 
   } else {
     scale = __fdiv_rn(fmaxf(block_max(amax), kSmallestAmax), kLargest);
   }
+  const Divisor divide(scale);
   const auto write = [&](int at, const Eight& x) {
-    const uint2 bytes = to_e4m3(x, scale);
+    const uint2 bytes = to_e4m3(x, divide);
     if constexpr (kScatter) {
       for (int i = 0; i < r.top_k; ++i) {
         const int row = rows_here[i];
@@ -87,7 +88,7 @@ __global__ void __launch_bounds__(kThreads) quantize_groups_kernel(Quantize p) {
 #pragma unroll
   for (int step = 8; step > 0; step /= 2) amax = fmaxf(amax, __shfl_xor_sync(lanes, amax, step));
   const float scale = __fdiv_rn(fmaxf(amax, kSmallestAmax), kLargest);
-  *reinterpret_cast<uint2*>(p.q + at) = to_e4m3(x, scale);
+  *reinterpret_cast<uint2*>(p.q + at) = to_e4m3(x, Divisor(scale));
   if (threadIdx.x % 16 == 0) p.scale[group] = scale;
 }
 
@@ -130,14 +131,15 @@ __global__ void __launch_bounds__(kThreads) activate_kernel(Activation p) {
   }
   const float scale = p.static_scale != nullptr ? *p.static_scale
                                                 : __fdiv_rn(fmaxf(block_max(amax), kSmallestAmax), kLargest);
+  const Divisor divide(scale);
   uint8_t* q = p.q + static_cast<size_t>(row) * p.cols;
 #pragma unroll
   for (int i = 0; i < kPieces; ++i) {
     const int at = (i * blockDim.x + threadIdx.x) * 8;
-    if (at < p.cols) *reinterpret_cast<uint2*>(q + at) = to_e4m3(kept[i], scale);
+    if (at < p.cols) *reinterpret_cast<uint2*>(q + at) = to_e4m3(kept[i], divide);
   }
   for (int at = (kPieces * blockDim.x + threadIdx.x) * 8; at < p.cols; at += blockDim.x * 8) {
-    *reinterpret_cast<uint2*>(q + at) = to_e4m3(value(at), scale);
+    *reinterpret_cast<uint2*>(q + at) = to_e4m3(value(at), divide);
   }
   if (threadIdx.x == 0) {
     if (p.static_scale == nullptr) p.scale[row] = scale;

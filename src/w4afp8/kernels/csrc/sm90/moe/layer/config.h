@@ -19,7 +19,7 @@ constexpr int kConsumerThreads = 128 * kConsumers;
 constexpr int kThreads = kConsumerThreads + 128;  // a warp loads weights, one activations, one plans, one clears
 constexpr int kSegments = 4;         // tiles that are planned ahead
 #ifndef IN_FLIGHT
-#define IN_FLIGHT 3
+#define IN_FLIGHT 2
 #endif
 constexpr int kInFlight = IN_FLIGHT;         // stages of weights asked for and not there yet
 constexpr int kMaxExperts = 512;     // what the plan in shared memory holds
@@ -65,6 +65,7 @@ struct Signals {
   uint32_t partial_ready[2][kMaxBlocks * kConsumers];     // a block's partial sums of a phase
   uint32_t activated[kMaxRuns];                           // 64-column pieces of a run's activation
   uint32_t run_ready[kMaxRuns];                           // its requantized rows
+  uint32_t largest[kMaxPairs];                            // activated value of a row: the bits of a float >= 0
 };
 struct State {
   uint32_t launches;  // decides the set

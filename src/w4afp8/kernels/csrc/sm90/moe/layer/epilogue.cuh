@@ -93,20 +93,37 @@ __device__ __forceinline__ void activate(const Layer& p, typename C::Smem& smem,
   }
   ptx::named_barrier(gate_full(pair), 256);
   const int row = (s.row_tile * 2 + pair) * kTileRows + at.thread / 32 * 16 + at.thread % 32 / 4;
+  float2 most[kWords / 2] = {};
 #pragma unroll
   for (int i = 0; i < kWords; ++i) {
     const float2 gate = widen_pair(exchange[i * 128], p.type), up = widen_pair(words[i], p.type);
     const int token = i / 2 * 8 + at.thread % 4 * 2;
     float* out = p.activated + static_cast<size_t>(s.first_row + token) * p.inner + row + i % 2 * 8;
-    if (token < s.tokens) __stcg(out, swiglu(gate.x, up.x, p.swiglu));
-    if (token + 1 < s.tokens) __stcg(out + p.inner, swiglu(gate.y, up.y, p.swiglu));
+    const float left = token < s.tokens ? swiglu(gate.x, up.x, p.swiglu) : 0.0f;
+    const float right = token + 1 < s.tokens ? swiglu(gate.y, up.y, p.swiglu) : 0.0f;
+    if (token < s.tokens) __stcg(out, left);
+    if (token + 1 < s.tokens) __stcg(out + p.inner, right);
+    most[i / 2].x = fmaxf(most[i / 2].x, fabsf(left));
+    most[i / 2].y = fmaxf(most[i / 2].y, fabsf(right));
+  }
+#pragma unroll
+  for (int j = 0; j < kWords / 2; ++j) {  // over the warp's rows; eight lanes hold the same two tokens
+#pragma unroll
+    for (int step = 4; step < 32; step *= 2) {
+      most[j].x = fmaxf(most[j].x, __shfl_xor_sync(~0u, most[j].x, step));
+      most[j].y = fmaxf(most[j].y, __shfl_xor_sync(~0u, most[j].y, step));
+    }
+    const int token = j * 8 + at.thread % 4 * 2;
+    uint32_t* largest = signals.largest + s.first_row + token;
+    if (at.thread % 32 < 4 && token < s.tokens) atomicMax(largest, __float_as_uint(most[j].x));
+    if (at.thread % 32 < 4 && token + 1 < s.tokens) atomicMax(largest + 1, __float_as_uint(most[j].y));
   }
   named_arrive(gate_empty(pair), 256);
   ptx::named_barrier(own_barrier(at.consumer), 128);
   if (at.thread == 0) smem.last[at.consumer] = exchange_add(&signals.activated[s.run]);
   ptx::named_barrier(own_barrier(at.consumer), 128);
   if (smem.last[at.consumer] + 1 != static_cast<uint32_t>(p.inner / kTileRows)) return;
-  quantize_run(p, s, at.thread);
+  quantize_run(p, s, signals.largest, at.thread);
   ptx::named_barrier(own_barrier(at.consumer), 128);
   if (at.thread == 0) release_add(&signals.run_ready[s.run]);
 }

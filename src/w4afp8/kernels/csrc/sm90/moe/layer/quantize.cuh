@@ -63,9 +63,10 @@ __device__ void quantize_token(const Layer& p, typename C::Smem& smem, int token
   const float scale = fixed != nullptr ? *fixed : __fdiv_rn(fmaxf(all, kSmallestAmax), kLargest);
   const int groups = p.weight[kGateUp].groups;
   const int each = (p.hidden / 8 + token_parts(p) - 1) / token_parts(p) * 8;
+  const Divisor divide(scale);
   const auto write = [&](int at, const Eight& x) {
     if (at < part * each || at >= (part + 1) * each) return;
-    const uint2 bytes = to_e4m3(x, scale);
+    const uint2 bytes = to_e4m3(x, divide);
     for (int i = 0; i < r.top_k; ++i) {
       const int place = smem.token_rows[i];
       if (place >= 0) *reinterpret_cast<uint2*>(p.q[kGateUp] + q_offset(place, groups, at)) = bytes;
@@ -83,40 +84,34 @@ __device__ void quantize_token(const Layer& p, typename C::Smem& smem, int token
   ptx::named_barrier(15, kConsumerThreads);
 }
 
-// One warpgroup: requantizes the activated rows of a run; a warp a row.
-__device__ __forceinline__ void quantize_run(const Layer& p, const Segment& s, int thread) {
-  constexpr int kKept = 4;  // groups of 128 a warp holds; longer rows are read twice
-  const int lane = thread % 32, groups = p.weight[kDown].groups;
+// One warpgroup: requantizes the activated rows of a run, whose largest values are known.  A warp takes 128 values of a
+// row at a time and has several such loads under way.
+__device__ __forceinline__ void quantize_run(const Layer& p, const Segment& s, const uint32_t* largest, int thread) {
+  constexpr int kAtOnce = 4;
+  const int lane = thread % 32, groups = p.weight[kDown].groups, pieces = s.tokens * groups;
   const float* fixed = p.static_scale[kDown];
-  for (int row = thread / 32; row < s.tokens; row += 4) {
-    const float4* from = reinterpret_cast<const float4*>(p.activated + static_cast<size_t>(s.first_row + row) * p.inner) + lane;
-    const auto most = [](const float4& v) {
-      return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
-    };
-    float4 kept[kKept];
-    float amax = 0.0f;
+  for (int first = thread / 32; first < pieces; first += 4 * kAtOnce) {
+    float4 x[kAtOnce];
+    float scale[kAtOnce];
 #pragma unroll
-    for (int g = 0; g < kKept; ++g) kept[g] = g < groups ? __ldcg(from + g * 32) : float4{};
-#pragma unroll 4
-    for (int g = kKept; g < groups; ++g) amax = fmaxf(amax, most(__ldcg(from + g * 32)));
-#pragma unroll
-    for (int g = 0; g < kKept; ++g) amax = fmaxf(amax, most(kept[g]));
-    const float scale = fixed != nullptr ? *fixed : __fdiv_rn(fmaxf(warp_max(amax), kSmallestAmax), kLargest);
-    const int place = s.block8 * 8 + row;
-    uint8_t* q = p.q[kDown] + q_offset(place, groups, lane * 4);
-    const auto write = [&](int g, const float4& v) {
-      const float2 low = {__fdiv_rn(v.x, scale), __fdiv_rn(v.y, scale)};
-      const float2 high = {__fdiv_rn(v.z, scale), __fdiv_rn(v.w, scale)};
-      *reinterpret_cast<uint32_t*>(q + g * 1024) = __nv_cvt_float2_to_fp8x2(low, __NV_SATFINITE, __NV_E4M3) |
-                                                   uint32_t{__nv_cvt_float2_to_fp8x2(high, __NV_SATFINITE, __NV_E4M3)} << 16;
-    };
-#pragma unroll
-    for (int g = 0; g < kKept; ++g) {
-      if (g < groups) write(g, kept[g]);
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int piece = min(first + 4 * i, pieces - 1), row = s.first_row + piece / groups;
+      x[i] = __ldcg(reinterpret_cast<const float4*>(p.activated + static_cast<size_t>(row) * p.inner) +
+                    piece % groups * 32 + lane);
+      scale[i] = fixed != nullptr ? *fixed : __uint_as_float(__ldcg(largest + row));
     }
-#pragma unroll 4
-    for (int g = kKept; g < groups; ++g) write(g, __ldcg(from + g * 32));
-    if (lane == 0) p.q_scale[kDown][place] = scale;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int piece = first + 4 * i, row = piece / groups, place = s.block8 * 8 + row;
+      if (piece >= pieces) break;
+      const float real = fixed != nullptr ? scale[i] : __fdiv_rn(fmaxf(scale[i], kSmallestAmax), kLargest);
+      const Divisor divide(real);
+      const float2 low = {divide(x[i].x), divide(x[i].y)}, high = {divide(x[i].z), divide(x[i].w)};
+      *reinterpret_cast<uint32_t*>(p.q[kDown] + q_offset(place, groups, piece % groups * 128 + lane * 4)) =
+          __nv_cvt_float2_to_fp8x2(low, __NV_SATFINITE, __NV_E4M3) |
+          uint32_t{__nv_cvt_float2_to_fp8x2(high, __NV_SATFINITE, __NV_E4M3)} << 16;
+      if (lane == 0 && piece % groups == 0) p.q_scale[kDown][place] = real;
+    }
   }
 }
 
