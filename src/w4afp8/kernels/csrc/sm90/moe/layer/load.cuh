@@ -1,5 +1,5 @@
-// The two loading threads, and the one that plans for them.  Weights depend on nothing but the plan, so their thread runs ahead as far as the ring is
-// deep, over the end of a phase too; activations wait until other blocks have written them.
+// The thread that plans, and the one that loads weights.  Weights depend on nothing but the plan, so it runs ahead as far
+// as the ring is deep, over the end of a phase too.
 #pragma once
 #include "../../../ptx/copy.cuh"
 #include "plan.cuh"
@@ -29,7 +29,7 @@ __device__ void plan_segments(const Layer& p, typename C::Smem& smem) {
     ptx::barrier_arrive(&smem.segment_full[ring.stage]);
   }
 }
-constexpr int kSegmentReaders = 2 + kConsumerThreads / 32;
+constexpr int kSegmentReaders = 1 + kXWarps + kConsumerThreads / 32;
 
 // The next segment, for a whole warp or for one thread; false at the end.
 template <bool kWarp, class Smem>
@@ -78,48 +78,6 @@ __device__ void load_weights(const Layer& p, typename C::Smem& smem) {
         ptx::copy_bytes(stage.scale[c], scale[c], scale_bytes, full, policy);
         codes[c] += kStageGroups * kTileBytes;
         scale[c] += scale_bytes;
-      }
-    }
-  }
-}
-
-template <class C>
-__device__ void load_activations(const Layer& p, typename C::Smem& smem, const Signals& signals) {
-  Ring<kSegments> segments;
-  Ring<C::kStages> ring;
-  Segment s;
-  int seen = -2;  // run whose rows are known to be there; -1: every run's of the first phase
-  while (next_segment<false>(smem, segments, s)) {
-    const int wanted = s.phase == kGateUp ? -1 : s.run;
-    if (seen != wanted) {
-      if (s.phase == kGateUp) {
-        await(&signals.tokens_ready, p.routing.tokens * token_parts(p));
-      } else {
-        await(&signals.run_ready[s.run], 1);
-      }
-      expect_from_stores();
-      seen = wanted;
-    }
-    const int groups = p.weight[s.phase].groups, eights = (s.tokens + 7) / 8;
-    const uint8_t* x = p.q[s.phase] + (static_cast<size_t>(s.block8) * groups + s.first_stage * kStageGroups) * 1024;
-    const float* x_scale = p.q_scale[s.phase] + s.block8 * 8;
-#pragma unroll 1
-    for (int i = 0; i < s.stages; ++i, ring.advance(), x += kStageGroups * 1024) {
-      auto& stage = smem.stage[ring.stage];
-      uint64_t* full = &smem.x_full[ring.stage];
-      ptx::barrier_wait(&smem.empty[ring.stage], ring.phase ^ 1);
-      ptx::barrier_expect(full, eights * (kStageGroups * 1024 + 32));
-      ptx::copy_bytes(stage.x_scale, x_scale, eights * 32, full, ptx::kEvictNormal);
-      if constexpr (C::kTokens == 8) {  // the groups lie in shared memory as they do outside
-        ptx::copy_bytes(stage.x, x, kStageGroups * 1024, full, ptx::kEvictNormal);
-      } else {
-        for (int b = 0; b < eights; ++b) {
-          const uint8_t* from = x + static_cast<size_t>(b) * groups * 1024;
-#pragma unroll
-          for (int g = 0; g < kStageGroups; ++g) {
-            ptx::copy_bytes(stage.x[g] + b * 1024, from + g * 1024, 1024, full, ptx::kEvictNormal);
-          }
-        }
       }
     }
   }

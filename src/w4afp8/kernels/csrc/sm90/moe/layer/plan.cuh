@@ -57,12 +57,6 @@ __device__ void make_plan(const Layer& p, Plan& plan) {
   __syncthreads();
 }
 
-// Blocks that share the quantizing of a token: each finds its scale, and writes a part of it.
-__device__ __forceinline__ int token_parts(const Layer& p) {
-  const int spare = static_cast<int>(gridDim.x) / p.routing.tokens;
-  return spare < 2 ? 1 : spare < 4 ? 2 : spare < 8 ? 4 : 8;
-}
-
 // Gate and up rows of the same columns are multiplied by one block, so a gate_up tile is two row blocks of each.
 __device__ __forceinline__ int row_tiles(const Layer& p, Phase phase) {
   return phase == kGateUp ? p.inner / (kTileRows * 2) : (p.weight[kDown].row_blocks + kConsumers - 1) / kConsumers;
