@@ -51,7 +51,7 @@ class OneLaunch:
         return why
 
 
-ROWS = (OneLaunch("n8", 8, 6.0), OneLaunch("n16", 16, 14.0), OneLaunch("n32", 32, 32.0))
+ROWS = (OneLaunch("n8", 8, 6.0), OneLaunch("n16", 16, 14.0))
 
 
 def choose(layer: Layer) -> OneLaunch | None:

@@ -127,6 +127,8 @@ def fused_moe(
             swiglu_beta,
             routed_scaling_factor,
             rows,
+            empty(eights, 8, hidden, dtype=FP8),
+            empty(eights, 8),
             empty(pairs, inner),
             empty(eights, 8, inner, dtype=FP8),
             empty(eights, 8),

@@ -151,8 +151,8 @@ void fused_layer(const Tensor& x, const Tensor& topk_ids, const Tensor& weights,
                  const Tensor& w13_scale, const Tensor& w2, const Tensor& w2_scale,
                  const std::optional<Tensor>& w13_input_scale, const std::optional<Tensor>& w2_input_scale,
                  std::optional<double> limit, double alpha, double beta, double factor, const Tensor& rows,
-                 const Tensor& activated, const Tensor& q, const Tensor& q_scale, const Tensor& down, const Tensor& out,
-                 std::string kernel) {
+                 const Tensor& q13, const Tensor& q13_scale, const Tensor& activated, const Tensor& q2,
+                 const Tensor& q2_scale, const Tensor& down, const Tensor& out, std::string kernel) {
   w4afp8::moe::layer::Layer p{};
   p.routing = routing_params(topk_ids, expert_begin, w13.size(0), rows);
   p.x = x.data_ptr();
@@ -167,8 +167,10 @@ void fused_layer(const Tensor& x, const Tensor& topk_ids, const Tensor& weights,
   p.weights = static_cast<const float*>(weights.data_ptr());
   p.factor = static_cast<float>(factor);
   p.out = out.data_ptr();
-  p.q = static_cast<uint8_t*>(q.data_ptr());
-  p.q_scale = static_cast<float*>(q_scale.data_ptr());
+  p.q[0] = static_cast<uint8_t*>(q13.data_ptr());
+  p.q[1] = static_cast<uint8_t*>(q2.data_ptr());
+  p.q_scale[0] = static_cast<float*>(q13_scale.data_ptr());
+  p.q_scale[1] = static_cast<float*>(q2_scale.data_ptr());
   p.activated = static_cast<float*>(activated.data_ptr());
   p.down = down.data_ptr();
   require_ok("fused_moe", w4afp8::moe::layer::run(kernel.c_str(), p, current_stream(x)));
@@ -190,8 +192,8 @@ STABLE_TORCH_LIBRARY(w4afp8_sm90, m) {
   m.def(
       "fused_layer(Tensor x, Tensor topk_ids, Tensor weights, int expert_begin, Tensor w13, Tensor w13_scale, Tensor w2, "
       "Tensor w2_scale, Tensor? w13_input_scale, Tensor? w2_input_scale, float? limit, float alpha, float beta, "
-      "float factor, Tensor(a!) rows, Tensor(b!) activated, Tensor(c!) q, Tensor(d!) q_scale, Tensor(e!) down, "
-      "Tensor(f!) out, str kernel) -> ()");
+      "float factor, Tensor(a!) rows, Tensor(b!) q13, Tensor(c!) q13_scale, Tensor(d!) activated, Tensor(e!) q2, "
+      "Tensor(f!) q2_scale, Tensor(g!) down, Tensor(h!) out, str kernel) -> ()");
   m.def("combine(Tensor down, Tensor rows, Tensor weights, float factor, Tensor(a!) out) -> ()");
 }
 

@@ -16,13 +16,9 @@ constexpr int kTileBytes = 4096;     // codes of one 64 x 128 tile
 constexpr int kStageGroups = 2;      // scale groups along K of one pipeline stage
 constexpr int kConsumers = 4;        // warpgroups that multiply
 constexpr int kConsumerThreads = 128 * kConsumers;
-constexpr int kThreads = kConsumerThreads + 128;  // one warp plans, one loads weights, two activations
-constexpr int kXWarps = 2;
+constexpr int kThreads = kConsumerThreads + 128;  // a warp loads weights, one activations, one plans, one clears
 constexpr int kSegments = 4;         // tiles that are planned ahead
-#ifndef IN_FLIGHT
-#define IN_FLIGHT 2
-#endif
-constexpr int kInFlight = IN_FLIGHT;         // stages of weights asked for and not there yet
+constexpr int kInFlight = 2;         // stages of weights asked for and not there yet
 constexpr int kMaxExperts = 512;     // what the plan in shared memory holds
 constexpr int kMaxPairs = 4096;
 constexpr int kMaxRuns = 1024;       // <= kMaxPairs / 8 + kMaxExperts
@@ -47,26 +43,28 @@ struct Layer {
   InType type;                // of x, of every rounding to 16 bit, of out
   int hidden, inner;
   Weight weight[2];           // gate_up [2 * inner x hidden], down [hidden x inner]
+  int row_tiles[2];           // a gate_up tile is two row blocks of gate and the two of up, a down tile four row blocks
+  int stages[2];              // of a tile along K
   const float* static_scale[2];  // of the activations that enter each weight, or null: per row
   Swiglu swiglu;
   const float* weights;       // [tokens, top_k]
   float factor;
   void* out;                  // [tokens, hidden]
-  // Scratch.
+  // Scratch.  q: e4m3 by block8, [block8][cols/128][8 rows][128], swizzled as wgmma reads it; scale: [block8][8].
+  uint8_t* q[2];
+  float* q_scale[2];
   float* activated;           // [pairs, inner]
-  uint8_t* q;                 // the same in e4m3 by block8: [block8][inner/128][8 rows][128], swizzled as wgmma reads it
-  float* q_scale;             // [block8][8]
   void* down;                 // [pairs, hidden], 16 bit
 };
 
 // Signals between blocks.  Two sets take turns: a launch uses one and clears the other for the next launch.
 struct Signals {
+  uint32_t tokens_ready;                                  // parts of tokens quantized
   uint32_t blocks_done;                                   // blocks whose tiles are stored
   uint32_t partial_ready[2][kMaxBlocks * kConsumers];     // a block's partial sums of a phase
   uint32_t activated[kMaxRuns];                           // 64-column pieces of a run's activation
   uint32_t run_ready[kMaxRuns];                           // its requantized rows
   uint32_t largest[kMaxPairs];                            // activated value of a row: the bits of a float >= 0
-  float token_scale[kMaxPairs];                           // of each token; not zero once it is known
 };
 struct State {
   uint32_t launches;  // decides the set
@@ -98,7 +96,7 @@ struct alignas(16) Segment {
   int run;                    // over all experts
   int first_row, block8, tokens;
   int first_stage;
-  int first_peer, end_peer;   // blocks whose partial sums complete this tile; empty when none do
+  int end_unit;               // of the whole tile, in the phase's line of work; 0 when this block has all of it
   bool owner;
   bool shared;                // other runs read the same weights
 };
@@ -107,7 +105,8 @@ template <int kTokens_, int kStages_>
 struct Config {
   static constexpr int kTokens = kTokens_;  // wgmma's N
   static constexpr int kStages = kStages_;
-  static constexpr int kLoaderRegisters = 64;  // a thread; the block starts with an equal share
+  static constexpr bool kMovesRegisters = kTokens > 8;  // from the loading warps to the consumers
+  static constexpr int kLoaderRegisters = 64;
   static constexpr int kConsumerRegisters = (65536 / kThreads / 8 * 8 * (kConsumers + 1) - kLoaderRegisters) / kConsumers / 8 * 8;
 
   struct Stage {
@@ -124,10 +123,7 @@ struct Config {
     uint64_t segment_full[kSegments], segment_empty[kSegments];
     Segment segment[kSegments];
     float warp_max[kConsumerThreads / 32];
-    struct Row {
-      int token;
-      float scale;
-    } row[kXWarps][kTokens / kXWarps];  // of the run at hand
+    int token_rows[kMaxTopK];  // of the token at hand: place of each choice in q, or -1
     uint32_t last[kConsumers];
     uint32_t set;
     Plan plan;

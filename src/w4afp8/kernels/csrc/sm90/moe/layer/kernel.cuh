@@ -35,7 +35,7 @@ __device__ void consume(const Arguments& args, typename C::Smem& smem, Signals& 
       leave_partial<C>(args.partial, signals, s, at, acc);
       continue;
     }
-    add_partials<C>(args.partial, signals, s, at, acc);
+    add_partials<C>(p, smem.plan, args.partial, signals, s, at, acc);
     uint32_t words[C::kTokens / 4];
     round_all<C>(p, acc, x_scale, words);
     if (s.phase == kGateUp) {
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ar
   if (threadIdx.x == 0) {
     for (int i = 0; i < C::kStages; ++i) {
       ptx::barrier_init(&smem.weights_full[i], 1);
-      ptx::barrier_init(&smem.x_full[i], kXWarps);
+      ptx::barrier_init(&smem.x_full[i], 1);
       ptx::barrier_init(&smem.empty[i], 4 * kConsumers);
     }
     for (int i = 0; i < kSegments; ++i) {
@@ -74,27 +74,30 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ar
     ptx::barrier_init_fence();
   }
   wait_for_previous();
-  const int tokens = p.routing.tokens;
+  const int parts = token_parts(p), token_units = p.routing.tokens * parts;
   Token held;
-  if (threadIdx.x < kConsumerThreads && blockIdx.x < tokens) read_token(p, blockIdx.x, held);
+  if (threadIdx.x < kConsumerThreads && blockIdx.x < token_units) read_token(p, blockIdx.x / parts, held);
   if (threadIdx.x == kThreads - 1) smem.set = args.state->launches % 2;
   make_plan<C::kTokens>(p, smem.plan);
 
   Signals& signals = args.state->signals[smem.set];
   if (warp >= 4 * kConsumers) {
-    ptx::registers_give<C::kLoaderRegisters>();
-    if (warp == 4 * kConsumers && ptx::elect_one()) plan_segments<C>(p, smem);
-    if (warp == 4 * kConsumers + 1 && ptx::elect_one()) load_weights<C>(p, smem);
-    if (warp >= 4 * kConsumers + 2) load_activations<C>(p, smem, signals, warp - 4 * kConsumers - 2);
-  } else {
-    ptx::registers_take<C::kConsumerRegisters>();
-    for (int token = blockIdx.x; token < tokens; token += gridDim.x) {
-      if (token != static_cast<int>(blockIdx.x)) read_token(p, token, held);
-      announce_token<C>(p, smem, signals, token, held);
+    if constexpr (C::kMovesRegisters) ptx::registers_give<C::kLoaderRegisters>();
+    if (warp == 4 * kConsumers && ptx::elect_one()) load_weights<C>(p, smem);
+    if (warp == 4 * kConsumers + 1 && ptx::elect_one()) load_activations<C>(p, smem, signals);
+    if (warp == 4 * kConsumers + 2 && ptx::elect_one()) plan_segments<C>(p, smem);
+    if (warp == 4 * kConsumers + 3) {
+      constexpr int kWords = sizeof(Signals) / sizeof(uint32_t);
+      uint32_t* other = reinterpret_cast<uint32_t*>(&args.state->signals[smem.set ^ 1]);
+      for (int i = blockIdx.x * 32 + threadIdx.x % 32; i < kWords; i += gridDim.x * 32) other[i] = 0;
     }
-    uint32_t* other = reinterpret_cast<uint32_t*>(&args.state->signals[smem.set ^ 1]);  // clean for the next launch
-    constexpr int kWords = sizeof(Signals) / sizeof(uint32_t);
-    for (int i = blockIdx.x * kConsumerThreads + threadIdx.x; i < kWords; i += gridDim.x * kConsumerThreads) other[i] = 0;
+  } else {
+    if constexpr (C::kMovesRegisters) ptx::registers_take<C::kConsumerRegisters>();
+    for (int unit = blockIdx.x; unit < token_units; unit += gridDim.x) {
+      if (unit != static_cast<int>(blockIdx.x)) read_token(p, unit / parts, held);
+      quantize_token<C>(p, smem, unit / parts, unit % parts, held);
+      if (threadIdx.x == 0) release_add(&signals.tokens_ready);
+    }
     consume<C>(args, smem, signals);
   }
 }

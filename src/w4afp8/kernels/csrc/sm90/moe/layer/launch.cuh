@@ -17,6 +17,9 @@ const char* launch(const Layer& p, cudaStream_t stream) {
   blocks = blocks > kMaxBlocks ? kMaxBlocks : blocks;
   Arguments args{};
   args.layer = p;
+  args.layer.row_tiles[kGateUp] = p.inner / (2 * kTileRows);
+  args.layer.row_tiles[kDown] = (p.weight[kDown].row_blocks + kConsumers - 1) / kConsumers;
+  for (int phase : {kGateUp, kDown}) args.layer.stages[phase] = p.weight[phase].groups / kStageGroups;
   uint32_t* state = nullptr;
   const size_t partial = size_t{2} * blocks * kConsumers * C::kTokens * kTileRows * sizeof(float);
   const char* wrong = workspace(stream, sizeof(State), partial, &state, &args.partial, WorkspaceUser::kLayer);

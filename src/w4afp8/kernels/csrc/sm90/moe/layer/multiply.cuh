@@ -4,7 +4,7 @@
 #include "../../../ptx/mbarrier.cuh"
 #include "../../../ptx/wgmma.cuh"
 #include "../../grouped_gemm/dequantize.cuh"
-#include "activations.cuh"
+#include "load.cuh"
 
 namespace w4afp8::moe::layer {
 

@@ -57,10 +57,22 @@ __device__ void make_plan(const Layer& p, Plan& plan) {
   __syncthreads();
 }
 
-// Gate and up rows of the same columns are multiplied by one block, so a gate_up tile is two row blocks of each.
-__device__ __forceinline__ int row_tiles(const Layer& p, Phase phase) {
-  return phase == kGateUp ? p.inner / (kTileRows * 2) : (p.weight[kDown].row_blocks + kConsumers - 1) / kConsumers;
+// Blocks that share the quantizing of a token: each finds its scale, and writes a part of it.
+__device__ __forceinline__ int token_parts(const Layer& p) {
+  const int spare = static_cast<int>(gridDim.x) / p.routing.tokens;
+  return spare < 2 ? 1 : spare < 4 ? 2 : spare < 8 ? 4 : 8;
 }
+
+// Where block c's equal share of a phase's work begins.
+struct Shares {
+  int each, more;
+  __device__ Shares(const Layer& p, const Plan& plan, Phase phase) {
+    const int units = plan.runs * p.row_tiles[phase] * p.stages[phase], blocks = gridDim.x;
+    each = units / blocks;
+    more = units - each * blocks;
+  }
+  __device__ int begin(int c) const { return c * each + min(c, more); }
+};
 
 // The row block of a consumer's weights; a down tile that ends beyond the last repeats the last.
 __device__ __forceinline__ int row_block(const Layer& p, const Segment& s, int consumer) {
@@ -86,32 +98,24 @@ class Walk {
     s.first_stage = first;
     s.stages = count;
     s.owner = first == 0;
-    s.first_peer = s.end_peer = blockIdx.x + 1;
-    if (s.owner && count < stages_) {
-      while (s.end_peer < static_cast<int>(gridDim.x) && share(s.end_peer) < (tile + 1) * stages_) ++s.end_peer;
-    }
+    s.end_unit = count < stages_ ? (tile + 1) * stages_ : 0;
     place(tile, s);
     unit_ += count;
     return true;
   }
 
  private:
-  __device__ int share(int c) const { return c * each_ + min(c, more_); }
-
   __device__ void enter(Phase phase) {
     phase_ = phase;
-    row_tiles_ = row_tiles(p_, phase);
-    stages_ = p_.weight[phase].groups / kStageGroups;
-    const int units = plan_.runs * row_tiles_ * stages_, blocks = gridDim.x;
-    each_ = units / blocks;
-    more_ = units - each_ * blocks;
-    unit_ = share(blockIdx.x);
-    unit_end_ = share(blockIdx.x + 1);
+    row_tiles_ = p_.row_tiles[phase];
+    stages_ = p_.stages[phase];
+    const Shares shares(p_, plan_, phase);
+    unit_ = shares.begin(blockIdx.x);
+    unit_end_ = shares.begin(blockIdx.x + 1);
     int low = 0, high = plan_.active - 1;  // the slot of the first tile
-    const int tile = unit_ / stages_;
     while (low < high) {
       const int middle = (low + high) / 2;
-      if (plan_.run_end[middle] * row_tiles_ > tile) {
+      if (plan_.run_end[middle] * row_tiles_ * stages_ > unit_) {
         high = middle;
       } else {
         low = middle + 1;
@@ -138,7 +142,7 @@ class Walk {
   const Layer& p_;
   const Plan& plan_;
   Phase phase_;
-  int row_tiles_, stages_, each_, more_, unit_, unit_end_, slot_;
+  int row_tiles_, stages_, unit_, unit_end_, slot_;
 };
 
 }  // namespace w4afp8::moe::layer

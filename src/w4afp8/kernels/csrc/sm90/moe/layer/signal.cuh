@@ -9,14 +9,6 @@ __device__ __forceinline__ uint32_t acquire(const uint32_t* word) {
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(word) : "memory");
   return v;
 }
-__device__ __forceinline__ void store_relaxed(float* word, float value) {
-  asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(word), "f"(value) : "memory");
-}
-__device__ __forceinline__ float load_relaxed(const float* word) {
-  float v;
-  asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(v) : "l"(word) : "memory");
-  return v;
-}
 __device__ __forceinline__ void await(const uint32_t* word, uint32_t value) {
   while (acquire(word) < value) {
   }
