@@ -19,7 +19,9 @@ CASES = {  # tokens, experts, top_k, first local expert, experts routed to, hidd
 }
 
 
-def problem(tokens, experts, top_k, begin, routed, hidden, inner, seed=0, dtype=torch.bfloat16, scale_type=torch.bfloat16):
+def problem(
+    tokens, experts, top_k, begin, routed, hidden, inner, seed=0, dtype=torch.bfloat16, scale_type=torch.bfloat16
+):
     """Arguments of fused_moe up to the weights, canonical and prepacked."""
     gate_up = make([0] * experts, 2 * inner, hidden, scale_type=scale_type)
     down = make([0] * experts, hidden, inner, seed=1, scale_type=scale_type)

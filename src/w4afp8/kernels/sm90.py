@@ -109,7 +109,9 @@ def fused_moe(
     row = layers.choose(layer) if one_launch is True else one_launch
     if row:
         for name, t in (("w13", w13), ("w13_scale", w13_scale), ("w2", w2), ("w2_scale", w2_scale), ("x", x)):
-            checks.require(t.data_ptr() % 16 == 0, name, f"address {t.data_ptr():#x}", "a multiple of 16; call .clone()")
+            checks.require(
+                t.data_ptr() % 16 == 0, name, f"address {t.data_ptr():#x}", "a multiple of 16; call .clone()"
+            )
         eights = pairs // 8 + min(pairs, experts)  # every expert begins a new eight
         kernels.fused_layer(
             x.contiguous(),

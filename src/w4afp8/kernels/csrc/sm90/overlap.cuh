@@ -2,7 +2,6 @@
 // needs no result, and waits.
 #pragma once
 #include <cuda_runtime.h>
-#include <cstdlib>
 
 namespace w4afp8 {
 
@@ -31,8 +30,6 @@ cudaError_t launch_overlapped(void (*kernel)(Parameters...), dim3 grid, int thre
   attributes[1].val.cooperative = 1;
   config.attrs = attributes;
   config.numAttrs = kResidence == Residence::kTogether ? 2 : 1;
-  if (getenv("W4_COOP")) config.numAttrs = kResidence == Residence::kTogether && getenv("W4_COOP")[0] == '1' ? 2 : 1;
-  if (kResidence == Residence::kTogether && getenv("W4_COOP") && getenv("W4_COOP")[0] == '2') config.attrs = attributes + 1, config.numAttrs = 1;
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 
