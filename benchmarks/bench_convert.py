@@ -28,7 +28,7 @@ from w4afp8 import families, formats
 from w4afp8.checkpoint import atomic
 from w4afp8.checkpoint.spec import DTYPES, TensorSpec
 from w4afp8.checkpoint.writer import ShardWriter
-from w4afp8.convert.plan import input_scale_specs
+from w4afp8.convert.lay_out import input_scale_specs
 from w4afp8.families._spec import Role
 
 PAIRS = (("sglang_w4afp8", "compressed_tensors_w4a8"), ("compressed_tensors_w4a8", "sglang_w4afp8"))

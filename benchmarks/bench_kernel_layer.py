@@ -57,7 +57,15 @@ def main() -> None:
                 by_bytes = (local.unique().numel() * weight_bytes + 4 * x.numel()) / machine["read_bytes_us"]
                 floors.append(max(by_bytes, 6 * local.numel() * inner * hidden / machine["fp8_flop_us"]))
                 calls.append(
-                    partial(ops.fused_moe, x, ids.int(), router, *packed, layout="sm90", routed_experts=routed)
+                    partial(
+                        ops.torch.ops.w4afp8.fused_moe,
+                        x,
+                        ids.int(),
+                        router,
+                        *packed,
+                        layout="sm90",
+                        routed_experts=routed,
+                    )
                 )
             us, spread = time_us(calls)
             floor, theirs = statistics.mean(floors), peers.get(name, {}).get(str(tokens))

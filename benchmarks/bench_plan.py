@@ -9,7 +9,7 @@ from harness import record
 from w4afp8 import families, formats, quantize
 from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.convert import resources
-from w4afp8.convert.plan import make_plan
+from w4afp8.convert.plan_quantize import make_plan
 from w4afp8.families._inventory import take_inventory
 from w4afp8.recipes._load import load
 from w4afp8.synthetic import IN_FP8

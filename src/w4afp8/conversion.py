@@ -19,10 +19,11 @@ from w4afp8.checkpoint import atomic
 from w4afp8.checkpoint.journal import Journal
 from w4afp8.checkpoint.reader import CheckpointReader, read_json
 from w4afp8.convert import output, resources
+from w4afp8.convert.plan_convert import Translation, plan_translation
 from w4afp8.convert.publish import finish, side_files
 from w4afp8.convert.resources import Needs
 from w4afp8.convert.survey import headers_identity
-from w4afp8.convert.translate import Translation, check_values, plan_translation, write_input_scales, write_unit
+from w4afp8.convert.translate import check_values, write_input_scales, write_unit
 from w4afp8.errors import Stopped
 from w4afp8.events import Listener, ignore
 from w4afp8.recipes._recipe import Resume
@@ -53,7 +54,9 @@ def prepare(source: Path, format_name: str, out: Path, shard_gb: float) -> Conve
     """
     target = formats.checkpoint(format_name)
     translation = plan_translation(CheckpointReader(source), target, shard_gb)
-    largest = max((item.span_bytes for item in translation.experts), default=0)
+    form = translation.source.expert_weight
+    weights = (form.specs("", *place.shape) for step in translation.steps for place in step.sources)
+    largest = max((sum(spec.span_bytes for spec in specs) for specs in weights), default=0)
     resident = psutil.Process().memory_info().rss
     needs = Needs(resident, {"one matrix": COPIES * largest}, output=translation.plan.total_bytes, state=0)
     return Conversion(translation, needs, out)
@@ -125,7 +128,7 @@ def _publish(prepared: Conversion, journal: Journal) -> dict[str, Any]:
         "tool": {"name": "w4afp8", "version": _version.__version__},
         "from": translation.source.name,
         "to": plan.target.name,
-        "matrices": len(translation.experts),
+        "matrices": sum(place.matrices for step in translation.steps for place in step.sources),
         "proof": PROOF,
         "digests": digests,
     }

@@ -23,7 +23,8 @@ from w4afp8.checkpoint.journal import Journal
 from w4afp8.checkpoint.reader import CheckpointReader
 from w4afp8.convert import output, resources
 from w4afp8.convert.execute import UnitWriter
-from w4afp8.convert.plan import Plan, Unit, make_plan
+from w4afp8.convert.plan import Plan, Unit
+from w4afp8.convert.plan_quantize import make_plan
 from w4afp8.convert.publish import publish
 from w4afp8.convert.resources import Needs
 from w4afp8.convert.state import StateFiles

@@ -10,7 +10,8 @@ import pytest
 
 from w4afp8 import families
 from w4afp8.checkpoint.reader import CheckpointReader
-from w4afp8.convert.plan import OUTSIDE, Plan, make_plan
+from w4afp8.convert.plan import OUTSIDE, Plan
+from w4afp8.convert.plan_quantize import make_plan
 from w4afp8.errors import RecipeError
 from w4afp8.families._inventory import take_inventory
 from w4afp8.recipes._load import build

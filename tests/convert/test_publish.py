@@ -93,7 +93,7 @@ def test_the_index_comes_after_everything_and_the_config_last(
     tmp_path: Path, miniature: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from w4afp8 import families
-    from w4afp8.convert.plan import make_plan
+    from w4afp8.convert.plan_quantize import make_plan
     from w4afp8.families._inventory import take_inventory
     from w4afp8.recipes._load import build
 

@@ -10,7 +10,7 @@ import pytest
 
 from w4afp8 import families, quantize
 from w4afp8.convert import resources
-from w4afp8.convert.plan import make_plan
+from w4afp8.convert.plan_quantize import make_plan
 from w4afp8.convert.resources import Needs
 from w4afp8.errors import ResourceError
 from w4afp8.families._inventory import take_inventory

@@ -4,7 +4,8 @@ import pytest
 import torch
 from kernel_problems import make, relative_error
 
-from w4afp8.kernels import layers, ops, sm90
+from w4afp8.kernels import build, layers, ops, sm90
+from w4afp8.kernels.calls import MoECall
 
 OPS = ops.torch.ops.w4afp8
 CASES = {  # tokens, experts, top_k, first local expert, experts routed to, hidden, inner
@@ -38,10 +39,13 @@ def run(case, kernel, ids=None, static=False, limit=3.0):
     x, own_ids, weights, packed, _, begin = case
     scales = [torch.tensor([s]).cuda() if static else None for s in (0.01, 0.02)]
     ids = own_ids if ids is None else ids
-    torch.full_like(x.cuda(), float("nan"))  # what the allocator hands out next is poisoned
-    return sm90.fused_moe(
-        x.cuda(), ids.cuda(), weights.cuda(), *packed, *scales, limit, 1.2, 0.5, 2.5, begin, 0, one_launch=kernel
+    poisoned = torch.full_like(x.cuda(), float("nan"))
+    call = MoECall(
+        x.cuda(), ids.cuda(), weights.cuda(), *packed, *scales, limit, 1.2, 0.5, 2.5, expert_begin=begin, layout="sm90"
     )
+    found = sm90.fused_moe(call, kernel, out=poisoned)
+    assert bool(found.isfinite().all()), "values left unwritten"
+    return found
 
 
 def truth(case, static=False, limit=3.0):
@@ -102,11 +106,11 @@ def test_one_expert_has_every_token(kernel):
 def test_a_graph_replays_other_routings(kernel):
     made = problem(6, 32, 4, 0, 32, 512, 256)
     x, ids, weights = (t.cuda() for t in made[:3])
-    rest = (*made[3], None, None, 3.0, 1.2, 0.5, 2.5, 0, 0)
-    sm90.fused_moe(x, ids, weights, *rest, one_launch=kernel)
+    call = MoECall(x, ids, weights, *made[3], None, None, 3.0, 1.2, 0.5, 2.5, layout="sm90")
+    sm90.fused_moe(call, kernel)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = [sm90.fused_moe(x, ids, weights, *rest, one_launch=kernel) for _ in range(3)]
+        captured = [sm90.fused_moe(call, kernel) for _ in range(3)]
     for seed in range(4):
         other = problem(6, 32, 4, 0, 32, 512, 256, seed=seed)
         x.copy_(other[0])
@@ -128,11 +132,29 @@ def layer(tokens, experts=256, top_k=8, hidden=7168, inner=2048, local=1.0):
 def test_few_rows_an_expert_take_one_launch_and_many_take_several():
     assert layers.choose(layer(1)).tokens == 8
     assert layers.choose(layer(4096)) is None
-    tokens = [layers.choose(layer(2**i, experts=32)) for i in range(13)]
-    sizes = [row.tokens if row else 10**6 for row in tokens]
-    assert sizes == sorted(sizes)
+    for inner in (256, 2048):
+        rows = [layers.choose(layer(2**i, inner=inner)) for i in range(13)]
+        sizes = [row.tokens if row else 10**6 for row in rows]
+        assert sizes == sorted(sizes)
+
+
+def test_a_rank_expects_its_share_of_the_pairs():
+    assert layers.choose(layer(100, experts=32, local=1 / 8)).tokens == 8
+    assert layers.choose(layer(100, experts=32)) is None
 
 
 def test_a_layer_that_one_launch_cannot_run_says_why():
-    refusals = layers.ROWS[0].refusals(layer(600, experts=600, hidden=7168 + 128))
-    assert [w.split()[0] for w in refusals] == ["4800", "600", "hidden", "experts"]
+    refusals = layers.ROWS[1].refusals(layer(1200, experts=600, hidden=7168 + 128))
+    assert [w.split()[0] for w in refusals] == ["9600", "600", "hidden", "experts", "inner"]
+
+
+def test_the_limits_are_those_of_the_sources():
+    source = (build.CSRC / "sm90" / "moe" / "layer" / "config.h").read_text()
+    assert f"kMaxPairs = {layers.MAX_PAIRS};" in source
+    assert f"kMaxExperts = {layers.MAX_EXPERTS};" in source
+    listed = (build.CSRC / "sm90" / "moe" / "layer" / "launch.cu").read_text()
+    compiled = {p.stem: p.read_text() for p in (build.CSRC / "sm90" / "moe" / "layer" / "instances").glob("*.cu")}
+    assert set(compiled) == {row.kernel for row in layers.ROWS}
+    for row in layers.ROWS:
+        assert f"ROW({row.kernel})" in listed
+        assert f"Config<{row.tokens}," in compiled[row.kernel]

@@ -5,7 +5,7 @@ import torch
 from kernel_problems import Problem, make, relative_error
 
 from w4afp8.errors import KernelError
-from w4afp8.kernels import ops, reference
+from w4afp8.kernels import calls, ops, reference, sm90
 
 OPS = torch.ops.w4afp8
 BF16 = torch.bfloat16
@@ -220,6 +220,41 @@ def test_prepack_refuses_rows_that_fill_no_tile():
 def test_a_static_scale_belongs_to_mode_tensor():
     with pytest.raises(KernelError, match="scale"):
         OPS.quantize_fp8(torch.randn(2, 128), "token", torch.ones(1))
+
+
+@pytest.mark.parametrize("kind", [calls.GemmCall, calls.LinearCall, calls.MoECall], ids=lambda k: k.__name__)
+def test_a_call_has_the_fields_of_its_schema(kind):
+    name = {"GemmCall": "grouped_gemm", "LinearCall": "linear", "MoECall": "fused_moe"}[kind.__name__]
+    arguments = getattr(OPS, name).default._schema.arguments
+    assert kind._fields == tuple(argument.name for argument in arguments)
+    assert kind._field_defaults == {a.name: a.default_value for a in arguments if a.has_default_value()}
+
+
+@pytest.fixture
+def on_hopper(monkeypatch):
+    """Calls take the GPU's road as far as its kernel; the plain twin stands in for that."""
+    ran = []
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(sm90, "serves", lambda x, layout: layout == "sm90")
+    monkeypatch.setattr(sm90, "grouped_gemm", lambda call: ran.append(call) or call.x_scale.new_zeros(len(call.x), 1))
+    return ran
+
+
+@pytest.mark.parametrize("offsets", [[0, 9, 3, 20, 21], [1, 3, 3, 20, 21], [0, 3, 3, 20, 20]], ids=str)
+def test_the_debug_check_names_bad_offsets_before_a_kernel_runs(problem, on_hopper, monkeypatch, offsets):
+    packed = OPS.prepack(problem.weight, problem.weight_scale)
+    args = problem.x, problem.x_scale, *packed, torch.tensor(offsets), BF16, "sm90"
+    OPS.grouped_gemm(*args)
+    assert len(on_hopper) == 1, "unasked, nothing waits for the device"
+    monkeypatch.setenv("W4AFP8_CHECK", "1")
+    with pytest.raises(KernelError, match="expert_offsets"):
+        OPS.grouped_gemm(*args)
+    assert len(on_hopper) == 1
+    OPS.grouped_gemm(*args[:4], problem.offsets, BF16, "sm90")
+    assert len(on_hopper) == 2
+    monkeypatch.setenv("W4AFP8_CHECK", "yes")
+    with pytest.raises(KernelError, match="W4AFP8_CHECK: found 'yes'"):
+        OPS.grouped_gemm(*args)
 
 
 @pytest.mark.parametrize("name", [schema.partition("(")[0] for schema, *_ in ops.SCHEMAS])

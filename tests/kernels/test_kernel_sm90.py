@@ -4,7 +4,9 @@ import pytest
 import torch
 from kernel_problems import make, relative_error
 
+from w4afp8.errors import KernelError
 from w4afp8.kernels import ops, reference, schedules, sm90
+from w4afp8.kernels.calls import GemmCall
 
 pytestmark = pytest.mark.gpu
 OPS = ops.torch.ops.w4afp8
@@ -20,12 +22,15 @@ COUNTS = {
 
 
 def run(problem, row, out=torch.bfloat16):
-    """The op on the device under one schedule, its output poisoned by whatever the allocator held: NaN."""
+    """The op on the device under one schedule, into a tensor that was NaN before and must be no NaN after."""
     cuda = {k: getattr(problem, k).cuda() for k in ("x", "x_scale", "weight", "weight_scale", "offsets")}
     weight, scale = reference.prepack(cuda["weight"], cuda["weight_scale"])
-    tokens, rows = len(problem.x), problem.codes.shape[1]
-    torch.full((tokens, rows), float("nan"), device="cuda", dtype=out)
-    return sm90.grouped_gemm(cuda["x"], cuda["x_scale"], weight, scale, cuda["offsets"], out, row)
+    poisoned = torch.full((len(problem.x), problem.codes.shape[1]), float("nan"), device="cuda", dtype=out)
+    call = GemmCall(cuda["x"], cuda["x_scale"], weight, scale, cuda["offsets"], out, "sm90")
+    found = sm90.grouped_gemm(call, row, out=poisoned)
+    assert found.data_ptr() == poisoned.data_ptr()
+    assert bool(found.isfinite().all()), f"{row.kernel} left values unwritten"
+    return found
 
 
 @pytest.mark.parametrize("row", PLAIN, ids=lambda r: f"{r.kernel}-{r.split_groups}")
@@ -73,6 +78,21 @@ def test_the_op_takes_int64_offsets_and_empty_batches():
     weight, scale = OPS.prepack(one.weight.cuda(), one.weight_scale.cuda())
     found = OPS.linear(one.x.cuda(), one.x_scale.cuda(), weight[0], scale[0], torch.bfloat16, "sm90")
     assert relative_error(found.cpu(), one.truth()) < 2e-3
+
+
+@pytest.mark.parametrize("offsets", [[0, 9, 4, 72], [1, 9, 12, 72], [0, 9, 12, 71]], ids=str)
+def test_the_debug_check_names_bad_offsets(offsets, monkeypatch):
+    p = make([9, 3, 60], 256, 512)
+    weight, scale = OPS.prepack(p.weight.cuda(), p.weight_scale.cuda())
+    args = p.x.cuda(), p.x_scale.cuda(), weight, scale
+    wrong = torch.tensor(offsets, dtype=torch.int32).cuda()
+    monkeypatch.setenv("W4AFP8_CHECK", "1")
+    with pytest.raises(KernelError, match="expert_offsets"):
+        OPS.grouped_gemm(*args, wrong, torch.bfloat16, "sm90")
+    assert relative_error(OPS.grouped_gemm(*args, p.offsets.cuda(), torch.bfloat16, "sm90").cpu(), p.truth()) < 2e-3
+    monkeypatch.delenv("W4AFP8_CHECK")
+    OPS.grouped_gemm(*args, wrong, torch.bfloat16, "sm90")  # clamped, never a fault
+    torch.cuda.synchronize()
 
 
 def test_a_captured_graph_replays_the_same_numbers():

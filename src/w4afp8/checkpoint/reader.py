@@ -93,11 +93,15 @@ class CheckpointReader:
     def shard_path(self, shard: str) -> Path:
         return self.folder / shard
 
-    def read(self, name: str) -> Tensor:
-        """The whole tensor.  Raises: CheckpointError when there is no such tensor or its bytes end early."""
+    def read(self, name: str, part: int | None = None) -> Tensor:
+        """The whole tensor, or one `part` along its first axis: of stacked experts, one.
+
+        Raises: CheckpointError when there is no such tensor or part, or its bytes end early.
+        """
         spec = self.specs.get(name)
         if spec is None:
             raise CheckpointError(f"{name}: not in {self.folder}")
+        spec = spec if part is None else spec.part(part)
         raw = torch.empty(spec.span_bytes, dtype=torch.uint8)
         self._fill(spec, raw, 0)
         return raw.view(DTYPES[spec.dtype]).view(spec.shape)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+
+from w4afp8.errors import CheckpointError
 
 # The format's dtype names (safetensors 0.8.0, `tensor.rs`) that a checkpoint of ours can meet.
 DTYPES: dict[str, torch.dtype] = {
@@ -43,6 +45,13 @@ class TensorSpec:
     @property
     def span_bytes(self) -> int:
         return math.prod(self.shape) * self.item_bytes
+
+    def part(self, index: int) -> TensorSpec:
+        """Element `index` of the first axis, as a tensor of its own: [E, ...] -> [...]."""
+        if not self.shape or not 0 <= index < self.shape[0]:
+            raise CheckpointError(f"{self}: has no part {index} along its first axis")
+        part = replace(self, shape=self.shape[1:])
+        return replace(part, begin=self.begin + index * part.span_bytes)
 
     def __str__(self) -> str:
         where = f" in {self.shard}" if self.shard else ""

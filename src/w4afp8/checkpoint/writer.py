@@ -23,7 +23,8 @@ METADATA = {"format": "pt"}  # transformers-style loaders look for it
 class ShardWriter:
     """Writes `path` through `path.partial`; memory is one tensor, not one shard.
 
-    `put` and `copy` may come in any order.  `finish` refuses until every planned tensor is written.
+    Tensors may come in any order, the parts of one (`put_part`) as they stand in it.  `finish` refuses until every
+    planned tensor is written.
     """
 
     def __init__(self, path: Path, specs: Iterable[TensorSpec]) -> None:
@@ -33,6 +34,7 @@ class ShardWriter:
         ordered = sorted(specs, key=lambda spec: (-spec.item_bytes, spec.name))
         header, placed = render_header(ordered, METADATA)
         self._waiting = {spec.name: spec for spec in placed}
+        self._begun: dict[str, tuple[TensorSpec, int, hashlib._Hash]] = {}  # stacks: parts written, their digest
         self.digests: dict[str, str] = {}
         self._file = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         _write_all(self._file, memoryview(header), 0)
@@ -40,11 +42,28 @@ class ShardWriter:
     def put(self, name: str, tensor: Tensor) -> None:
         """Write one tensor.  Raises: CheckpointError when its dtype or shape is not the planned one."""
         spec = self._take(name)
-        if NAMES.get(tensor.dtype) != spec.dtype or tuple(tensor.shape) != spec.shape:
-            raise CheckpointError(f"{spec}: planned so, but got {tensor.dtype} {list(tensor.shape)}")
-        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        data = _bytes_of(tensor, spec)
         _write_all(self._file, data, spec.begin)
         self.digests[name] = hashlib.sha256(data).hexdigest()
+
+    def put_part(self, name: str, index: int, tensor: Tensor) -> None:
+        """Write element `index` of a tensor's first axis; memory is that element, the digest that of the whole.
+
+        Raises: CheckpointError when its dtype or shape is not the planned one, or the part before it is not written.
+        """
+        if name not in self._begun:
+            self._begun[name] = (self._take(name), 0, hashlib.sha256())
+        spec, done, digest = self._begun[name]
+        if index != done:
+            raise CheckpointError(f"{spec}: part {index} came, expected part {done}")
+        data = _bytes_of(tensor, spec.part(index))
+        _write_all(self._file, data, spec.part(index).begin)
+        digest.update(data)
+        if done + 1 < spec.shape[0]:
+            self._begun[name] = (spec, done + 1, digest)
+        else:
+            del self._begun[name]
+            self.digests[name] = digest.hexdigest()
 
     def copy(self, name: str, reader: CheckpointReader, source_name: str) -> None:
         """Copy a tensor's bytes unread from another checkpoint."""
@@ -68,8 +87,9 @@ class ShardWriter:
 
     def finish(self) -> None:
         """Make the file durable and give it its name."""
-        if self._waiting:
-            raise CheckpointError(f"{self.path.name}: never written: {', '.join(sorted(self._waiting)[:5])}")
+        missing = sorted([*self._waiting, *self._begun])
+        if missing:
+            raise CheckpointError(f"{self.path.name}: never written: {', '.join(missing[:5])}")
         os.fsync(self._file)
         self.abandon()
         commit(self._partial, self.path)
@@ -90,6 +110,13 @@ class ShardWriter:
             self.finish()
         else:
             self.abandon()
+
+
+def _bytes_of(tensor: Tensor, spec: TensorSpec) -> memoryview:
+    if NAMES.get(tensor.dtype) != spec.dtype or tuple(tensor.shape) != spec.shape:
+        raise CheckpointError(f"{spec}: planned so, but got {tensor.dtype} {list(tensor.shape)}")
+    data: memoryview = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return data
 
 
 def _write_all(descriptor: int, data: memoryview, position: int) -> None:

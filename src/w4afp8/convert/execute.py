@@ -23,9 +23,12 @@ class UnitWriter:
         self._shards = [ShardWriter(out / file, specs) for file, specs in unit.shards.items()]
         self._home = {s.name: w for w, specs in zip(self._shards, unit.shards.values()) for s in specs}
 
-    def put(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor where the plan wants it."""
-        self._home[name].put(name, tensor)
+    def put(self, name: str, tensor: Tensor, part: int | None = None) -> None:
+        """Write one tensor where the plan wants it, or one part of a stack, in the stack's order."""
+        if part is None:
+            self._home[name].put(name, tensor)
+        else:
+            self._home[name].put_part(name, part, tensor)
 
     def put_weight(self, name: str, form: WeightFormat, weight: Weight) -> None:
         """Write one matrix (by its `.weight` name) as the tensors of its format."""

@@ -99,7 +99,7 @@ def _match(expected: Expected, found: Mapping[str, TensorSpec]) -> Item:
             raise FormatError(f"{spec}: expected {' or '.join(VECTOR_DTYPES)} {list(expected.shape)}")
         return Item(expected, None, (spec,))
     n, k = expected.shape
-    fmt = formats.detect(expected.stem, found, n, k)
+    fmt = formats.detect(expected.stem, found, n, k, expected.stack)
     return Item(expected, fmt, tuple(found[expected.stem + part.suffix] for part in fmt.parts))
 
 

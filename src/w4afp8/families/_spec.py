@@ -36,6 +36,11 @@ class Expected:
     shape: tuple[int, ...]
     layer: int | None  # None for what stands outside the layers
     matrix: bool
+    # Experts that share tensors: `shape` is one expert's, and the tensors have a first axis of `stack` of them.
+    stack: int = 0
+    # Projections that share a matrix, their rows one after the other, or in turn where `interleaved`; none: its own.
+    holds: tuple[str, ...] = ()
+    interleaved: bool = False
 
     @property
     def stem(self) -> str:

@@ -71,18 +71,19 @@ def carriers() -> tuple[str, ...]:
     return tuple(sorted({get(name).parts[0].suffix for name in names()}))
 
 
-def detect(stem: str, siblings: Mapping[str, TensorSpec], n: int, k: int) -> WeightFormat:
-    """The format of the matrix [n, k] whose tensors begin with `stem`, decided by dtypes and shapes, never by a config.
+def detect(stem: str, siblings: Mapping[str, TensorSpec], n: int, k: int, stack: int = 0) -> WeightFormat:
+    """The format of the matrix [n, k], or stack of them, whose tensors begin with `stem`: dtypes and shapes say it.
 
-    `siblings` are those tensors, by name.
+    A config never does.  `siblings` are those tensors, by name.
     Raises: FormatError saying what each format missed.
     """
     refusals = []
     for name in names():
         candidate = get(name)
-        why = candidate.refusal(stem, siblings, n, k)
+        why = candidate.refusal(stem, siblings, n, k, stack)
         if why is None:
             return candidate
         refusals.append(f"{name}: {why}")
+    shape = [stack, n, k] if stack else [n, k]
     found = ", ".join(str(spec) for spec in siblings.values())
-    raise FormatError(f"{found}: expected a matrix [{n}, {k}], no format reads it\n  " + "\n  ".join(refusals))
+    raise FormatError(f"{found}: expected a matrix {shape}, no format reads it\n  " + "\n  ".join(refusals))

@@ -128,9 +128,9 @@ def _tensors(weight: Weight) -> dict[str, Tensor]:
         own = {"pre_scale_K": weight.pre_scale_K, "scale_2": weight.scale_2, "input_scale": weight.input_scale}
         return _tensors(weight.group) | own
     if isinstance(weight, GroupWeight):
-        return {"codes_NK": weight.codes_NK, "scale_NG": weight.scale_NG}
+        return {"bytes_NJ": weight.bytes_NJ, "scale_NG": weight.scale_NG}
     if isinstance(weight, MicroWeight):
-        return {"codes_NK": weight.codes_NK, "exponent_NG": weight.exponent_NG}
+        return {"bytes_NJ": weight.bytes_NJ, "exponent_NG": weight.exponent_NG}
     if isinstance(weight, BlockWeight):
         return {"codes_NK": weight.codes_NK, "scale_RC": weight.scale_RC}
     assert isinstance(weight, PlainWeight)

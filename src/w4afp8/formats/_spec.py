@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from w4afp8.checkpoint.spec import TensorSpec
-from w4afp8.numerics import e8m0, fp4, fp8, groups
+from w4afp8.numerics import e8m0, fp4, fp8, groups, int4
 
 MICRO_GROUP = 32  # inputs that share one E8M0 scale in every MXFP4 format
 
@@ -25,13 +26,42 @@ class Weight(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
 class GroupWeight:
-    """Quantized along K, not yet packed: the form that every int4 format packs from and unpacks to."""
+    """Int4 in groups along K, the form that every int4 format packs from and unpacks to: real = code * scale, always.
 
-    codes_NK: Tensor  # int8, one code per element
-    scale_NG: Tensor  # float32; real = code * scale, always
-    group_k: int = groups.GROUP
+    Made of codes, or (`packed`) of their bytes, which is all that most formats move; the other is made when asked for.
+    """
+
+    __slots__ = ("_bytes_NJ", "_codes_NK", "group_k", "scale_NG")
+
+    def __init__(self, codes_NK: Tensor | None, scale_NG: Tensor, group_k: int = groups.GROUP) -> None:
+        self._codes_NK = codes_NK
+        self._bytes_NJ: Tensor | None = None
+        self.scale_NG = scale_NG  # float32
+        self.group_k = group_k
+
+    @classmethod
+    def packed(cls, bytes_NJ: Tensor, scale_NG: Tensor, group_k: int = groups.GROUP) -> GroupWeight:
+        """`bytes_NJ`: [N, K/2], two's complement, column 2j in the low nibble of byte j."""
+        made = cls(None, scale_NG, group_k)
+        made._bytes_NJ = bytes_NJ.view(torch.uint8)
+        return made
+
+    @property
+    def codes_NK(self) -> Tensor:
+        """int8, one code per element."""
+        if self._codes_NK is None:
+            assert self._bytes_NJ is not None
+            self._codes_NK = int4.unpack_low_first(self._bytes_NJ)
+        return self._codes_NK
+
+    @property
+    def bytes_NJ(self) -> Tensor:
+        """uint8 [N, K/2].  Raises: QuantizationError naming the first code that is no int4."""
+        if self._bytes_NJ is None:
+            assert self._codes_NK is not None
+            self._bytes_NJ = int4.pack_low_first(self._codes_NK).contiguous().view(torch.uint8)
+        return self._bytes_NJ
 
     def dequantize(self) -> Tensor:
         return groups.decode(self.codes_NK, self.scale_NG, self.group_k)
@@ -50,12 +80,41 @@ class AwareWeight:
         return self.group.dequantize() * self.pre_scale_K.float()
 
 
-@dataclass(frozen=True, slots=True)
 class MicroWeight:
-    """MXFP4: e2m1 codes, one power of two per 32 inputs, kept as its byte."""
+    """MXFP4: e2m1 codes, one power of two per 32 inputs, kept as its byte: real = value * 2^(byte - 127).
 
-    codes_NK: Tensor  # uint8 in 0..15, e2m1
-    exponent_NG: Tensor  # uint8, E8M0: real = value * 2^(byte - 127)
+    Made of codes, or (`packed`) of their bytes, as GroupWeight is.
+    """
+
+    __slots__ = ("_bytes_NJ", "_codes_NK", "exponent_NG")
+
+    def __init__(self, codes_NK: Tensor | None, exponent_NG: Tensor) -> None:
+        self._codes_NK = codes_NK
+        self._bytes_NJ: Tensor | None = None
+        self.exponent_NG = exponent_NG  # uint8, E8M0
+
+    @classmethod
+    def packed(cls, bytes_NJ: Tensor, exponent_NG: Tensor) -> MicroWeight:
+        """`bytes_NJ`: [N, K/2], column 2j in the low nibble of byte j."""
+        made = cls(None, exponent_NG)
+        made._bytes_NJ = bytes_NJ.view(torch.uint8)
+        return made
+
+    @property
+    def codes_NK(self) -> Tensor:
+        """uint8 in 0..15, e2m1."""
+        if self._codes_NK is None:
+            assert self._bytes_NJ is not None
+            self._codes_NK = fp4.unpack_low_first(self._bytes_NJ)
+        return self._codes_NK
+
+    @property
+    def bytes_NJ(self) -> Tensor:
+        """uint8 [N, K/2]."""
+        if self._bytes_NJ is None:
+            assert self._codes_NK is not None
+            self._bytes_NJ = fp4.pack_low_first(self._codes_NK).contiguous()
+        return self._bytes_NJ
 
     def dequantize(self) -> Tensor:
         return groups.decode(fp4.decode(self.codes_NK), e8m0.decode(self.exponent_NG), MICRO_GROUP)
@@ -104,12 +163,12 @@ class WeightFormat:
     # Real numbers to the middle form, for formats that need nothing but the numbers to choose their codes.
     encode: Callable[[Tensor], Weight] | None = None
 
-    def specs(self, stem: str, n: int, k: int) -> list[TensorSpec]:
-        """The tensors that a matrix [n, k] takes, as they are written."""
-        return [TensorSpec(stem + part.suffix, part.dtypes[0], part.shape(n, k)) for part in self.parts]
+    def specs(self, stem: str, n: int, k: int, stack: int = 0) -> list[TensorSpec]:
+        """The tensors that a matrix [n, k] takes, or that many of them stacked along a first axis, as written."""
+        return [TensorSpec(stem + p.suffix, p.dtypes[0], _stacked(p.shape(n, k), stack)) for p in self.parts]
 
-    def refusal(self, stem: str, siblings: Mapping[str, TensorSpec], n: int, k: int) -> str | None:
-        """Why these tensors are not a matrix [n, k] of this format, or None when they are."""
+    def refusal(self, stem: str, siblings: Mapping[str, TensorSpec], n: int, k: int, stack: int = 0) -> str | None:
+        """Why these tensors are not a matrix [n, k] (or a stack of them) of this format, or None when they are."""
         for part in self.parts:
             found = siblings.get(stem + part.suffix)
             if found is None:
@@ -117,12 +176,16 @@ class WeightFormat:
             if found.dtype not in part.dtypes:
                 return f"{part.suffix} is {found.dtype}, expected {' or '.join(part.dtypes)}"
             try:
-                expected = part.shape(n, k)
+                expected = _stacked(part.shape(n, k), stack)
             except Exception as error:
                 return str(error)
             if found.shape != expected:
                 return f"{part.suffix} is {list(found.shape)}, expected {list(expected)} for [{n}, {k}]"
         return None
+
+
+def _stacked(shape: tuple[int, ...], stack: int) -> tuple[int, ...]:
+    return (stack, *shape) if stack else shape
 
 
 def matrix(n: int, k: int) -> tuple[int, ...]:

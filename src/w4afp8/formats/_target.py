@@ -34,3 +34,4 @@ class CheckpointFormat:
     side_files: Callable[[Mapping[str, Any]], dict[str, Any]]  # output config -> file name -> JSON
     read_by: tuple[str, ...]
     validated: bool  # `validate` can prove it, so `quantize` may write it; `convert` proves what it writes itself
+    stacked: bool = False  # a layer's experts share tensors, each its part along the first axis

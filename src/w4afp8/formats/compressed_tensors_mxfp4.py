@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from w4afp8.formats._spec import MICRO_GROUP, MicroWeight, Part, WeightFormat
-from w4afp8.numerics import fp4, groups
+from w4afp8.numerics import groups
 
 
 def _packed(n: int, k: int) -> tuple[int, ...]:
@@ -23,11 +23,11 @@ def _scales(n: int, k: int) -> tuple[int, ...]:
 
 
 def _unpack(parts: Mapping[str, Tensor]) -> MicroWeight:
-    return MicroWeight(fp4.unpack_low_first(parts[".weight_packed"]), parts[".weight_scale"])
+    return MicroWeight.packed(parts[".weight_packed"], parts[".weight_scale"])
 
 
 def _pack(weight: MicroWeight) -> dict[str, Tensor]:
-    return {".weight_packed": fp4.pack_low_first(weight.codes_NK), ".weight_scale": weight.exponent_NG}
+    return {".weight_packed": weight.bytes_NJ, ".weight_scale": weight.exponent_NG}
 
 
 WEIGHT = WeightFormat(

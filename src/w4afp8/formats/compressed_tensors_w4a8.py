@@ -48,20 +48,19 @@ def _two(n: int, k: int) -> tuple[int, ...]:
 
 
 def _unpack(parts: Mapping[str, Tensor]) -> GroupWeight:
-    low_even = int4.to_offset_binary(parts[".weight_packed"].contiguous().view(torch.uint8))
-    codes_NK = int4.unpack_low_first(low_even)
-    said = parts[".weight_shape"].tolist()
-    if said != list(codes_NK.shape):
-        raise FormatError(f"weight_shape says {said}, the words hold {list(codes_NK.shape)}; the shard is damaged")
-    return GroupWeight(codes_NK, parts[".weight_scale"].to(torch.float32))
+    bytes_NJ = int4.to_offset_binary(parts[".weight_packed"].contiguous().view(torch.uint8))
+    said, held = parts[".weight_shape"].tolist(), [bytes_NJ.shape[0], 2 * bytes_NJ.shape[1]]
+    if said != held:
+        raise FormatError(f"weight_shape says {said}, the words hold {held}; the shard is damaged")
+    return GroupWeight.packed(bytes_NJ, parts[".weight_scale"].to(torch.float32))
 
 
 def _pack(weight: GroupWeight) -> dict[str, Tensor]:
-    low_even = int4.pack_low_first(weight.codes_NK).contiguous()
+    n, j = weight.bytes_NJ.shape
     return {
-        ".weight_packed": int4.to_offset_binary(low_even).view(torch.int32),
+        ".weight_packed": int4.to_offset_binary(weight.bytes_NJ.contiguous()).view(torch.int32),
         ".weight_scale": groups.exactly_bf16(weight.scale_NG),
-        ".weight_shape": torch.tensor(weight.codes_NK.shape, dtype=torch.int64),
+        ".weight_shape": torch.tensor([n, 2 * j], dtype=torch.int64),
     }
 
 

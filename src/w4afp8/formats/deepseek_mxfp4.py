@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from w4afp8.formats._spec import MICRO_GROUP, MicroWeight, Part, WeightFormat
-from w4afp8.numerics import e8m0, fp4, groups
+from w4afp8.numerics import e8m0, groups
 
 
 def _packed(n: int, k: int) -> tuple[int, ...]:
@@ -25,12 +25,11 @@ def _scales(n: int, k: int) -> tuple[int, ...]:
 
 
 def _unpack(parts: Mapping[str, Tensor]) -> MicroWeight:
-    return MicroWeight(fp4.unpack_low_first(parts[".weight"]), parts[".scale"].view(torch.uint8))
+    return MicroWeight.packed(parts[".weight"], parts[".scale"].view(torch.uint8))
 
 
 def _pack(weight: MicroWeight) -> dict[str, Tensor]:
-    packed = fp4.pack_low_first(weight.codes_NK)
-    return {".weight": packed.view(torch.int8), ".scale": weight.exponent_NG.view(e8m0.E8M0)}
+    return {".weight": weight.bytes_NJ.view(torch.int8), ".scale": weight.exponent_NG.view(e8m0.E8M0)}
 
 
 WEIGHT = WeightFormat(

@@ -16,7 +16,7 @@ from torch import Tensor
 from w4afp8.formats import deepseek_fp8
 from w4afp8.formats._spec import GroupWeight, Part, WeightFormat
 from w4afp8.formats._target import CheckpointFormat, InputScale
-from w4afp8.numerics import groups, int4
+from w4afp8.numerics import groups
 
 INPUT_SCALE_NAMES = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 ACTIVATION_SCALES_FILE = "act_scales.safetensors"
@@ -32,11 +32,11 @@ def _scales(n: int, k: int) -> tuple[int, ...]:
 
 
 def _unpack(parts: Mapping[str, Tensor]) -> GroupWeight:
-    return GroupWeight(int4.unpack_low_first(parts[".weight"]), parts[".weight_scale_inv"].to(torch.float32))
+    return GroupWeight.packed(parts[".weight"], parts[".weight_scale_inv"].to(torch.float32))
 
 
 def _pack(weight: GroupWeight) -> dict[str, Tensor]:
-    return {".weight": int4.pack_low_first(weight.codes_NK), ".weight_scale_inv": weight.scale_NG}
+    return {".weight": weight.bytes_NJ.view(torch.int8), ".weight_scale_inv": weight.scale_NG}
 
 
 def _config(source: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@
 
 A wheel carries the library; a source install compiles on first use of a CUDA tensor when `nvcc` is found (the CUDA
 toolkit's or the one in PyPI's `nvidia-cuda-nvcc`) and keeps it in the user's cache directory under a name made of the
-sources' digest.  Without either the plain torch ops serve.  This file is the only one that reads the environment.
+sources' digest.  Without either the plain torch ops serve.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from w4afp8.errors import KernelError
+from w4afp8.kernels import settings
 
 HERE = Path(__file__).parent
 CSRC = HERE / "csrc"
@@ -55,8 +56,8 @@ def find_nvcc() -> Path | None:
     """The compiler on the PATH, under CUDA_HOME, in the usual place, or out of PyPI's package."""
     on_path = shutil.which("nvcc")
     candidates = [Path(on_path)] if on_path else []
-    if home := os.environ.get("CUDA_HOME"):
-        candidates.append(Path(home) / "bin" / "nvcc")
+    if home := settings.cuda_home():
+        candidates.append(home / "bin" / "nvcc")
     candidates.append(Path("/usr/local/cuda/bin/nvcc"))
     if (spec := find_spec("nvidia")) and spec.submodule_search_locations:
         for place in spec.submodule_search_locations:
@@ -66,8 +67,7 @@ def find_nvcc() -> Path | None:
 
 def cached() -> Path:
     """Where a build for these sources is kept."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "w4afp8" / f"sm90-{digest()}.so"
+    return settings.cache_folder() / f"sm90-{digest()}.so"
 
 
 def compile_all(nvcc: Path, into: Path, jobs: int) -> list[Path]:

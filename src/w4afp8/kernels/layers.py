@@ -35,7 +35,9 @@ class OneLaunch:
 
     kernel: str
     tokens: int
-    up_to: float  # most_rows until which it is the fastest, measured by benchmarks/bench_kernel_layer.py
+    # Where it is the fastest, measured by benchmarks/bench_kernel_layer.py: up to so many of `most_rows`, and of inner.
+    up_to: float
+    up_to_inner: int
 
     def refusals(self, layer: Layer) -> list[str]:
         """Why this kernel does not run `layer`; empty when it does."""
@@ -48,10 +50,12 @@ class OneLaunch:
             why.append(f"hidden {layer.hidden} or inner {layer.inner} is no multiple of 256")
         if layer.most_rows() > self.up_to:
             why.append(f"experts with some {layer.most_rows():.0f} rows, fast up to {self.up_to}")
+        if layer.inner > self.up_to_inner:
+            why.append(f"inner {layer.inner}, fast up to {self.up_to_inner}")
         return why
 
 
-ROWS = (OneLaunch("n8", 8, 6.0), OneLaunch("n16", 16, 14.0))
+ROWS = (OneLaunch("n8", 8, 6.5, 1 << 20), OneLaunch("n16", 16, 12.0, 512))
 
 
 def choose(layer: Layer) -> OneLaunch | None:

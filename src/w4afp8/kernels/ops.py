@@ -15,15 +15,18 @@ weights are what `prepack` returns.  `scale` always means real = code * scale.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.library import Library, register_fake
 
-from w4afp8.kernels import checks, reference, sm90
+from w4afp8.kernels import checks, reference, settings, sm90
+from w4afp8.kernels.calls import GemmCall, LinearCall, MoECall
 from w4afp8.kernels.checks import FP8, GROUP_K
 from w4afp8.kernels.layout import TILE_BYTES, TILE_COLS, TILE_ROWS
 
+Call = TypeVar("Call", GemmCall, LinearCall, MoECall)
 LIBRARY = Library("w4afp8", "DEF")  # type: ignore[no-untyped-call]
 
 
@@ -50,154 +53,62 @@ def unprepack(weight: Tensor, weight_scale: Tensor) -> tuple[Tensor, Tensor]:
     return reference.unprepack(weight, weight_scale)
 
 
-def grouped_gemm(
-    x: Tensor,
-    x_scale: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    expert_offsets: Tensor,
-    out_dtype: torch.dtype,
-    layout: str = "canonical",
-) -> Tensor:
-    """Rows offsets[e]..offsets[e+1] of x [T, K] times expert e's weight -> [T, N]."""
-    _check_gemm(x, x_scale, weight, weight_scale, expert_offsets, out_dtype, layout)
-    if sm90.serves(x, layout):
-        return sm90.grouped_gemm(x, x_scale, weight, weight_scale, expert_offsets, out_dtype)
-    offsets = checks.offset_values(expert_offsets, x.shape[0])
-    return reference.grouped_gemm(x, x_scale, weight, weight_scale, offsets, out_dtype, layout)
+def grouped_gemm(call: GemmCall) -> Tensor:
+    """The grouped GEMM; on a Hopper GPU `W4AFP8_CHECK=1` has the offsets' values checked too, outside graph capture."""
+    _check_gemm(call)
+    if not sm90.serves(call.x, call.layout):
+        return reference.grouped_gemm(call)
+    if call.expert_offsets is not None and settings.checks_offsets() and not torch.cuda.is_current_stream_capturing():
+        checks.offset_values(call.expert_offsets, call.x.shape[0])
+    return sm90.grouped_gemm(call)
 
 
-def linear(
-    x: Tensor,
-    x_scale: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    out_dtype: torch.dtype,
-    layout: str = "canonical",
-) -> Tensor:
-    """x [T, K] times one weight: canonical [N, K/2] or sm90 [N/64, K/128, 4096] -> [T, N]."""
-    _check_linear(x, x_scale, weight, weight_scale, out_dtype, layout)
-    if sm90.serves(x, layout):
-        return sm90.grouped_gemm(x, x_scale, weight[None], weight_scale[None], None, out_dtype)
-    return reference.grouped_gemm(x, x_scale, weight[None], weight_scale[None], [0, x.shape[0]], out_dtype, layout)
+def linear(call: LinearCall) -> Tensor:
+    """The dense case."""
+    _check_linear(call)
+    run = sm90.grouped_gemm if sm90.serves(call.x, call.layout) else reference.grouped_gemm
+    return run(call.grouped())
 
 
-def fused_moe(
-    x: Tensor,
-    topk_ids: Tensor,
-    topk_weights: Tensor,
-    w13: Tensor,
-    w13_scale: Tensor,
-    w2: Tensor,
-    w2_scale: Tensor,
-    w13_input_scale: Tensor | None = None,
-    w2_input_scale: Tensor | None = None,
-    swiglu_limit: float | None = None,
-    swiglu_alpha: float = 1.0,
-    swiglu_beta: float = 0.0,
-    routed_scaling_factor: float = 1.0,
-    expert_begin: int = 0,
-    layout: str = "canonical",
-    routed_experts: int = 0,
-) -> Tensor:
-    """The routed experts of one layer: x [T, H] -> [T, H].
+def fused_moe(call: MoECall) -> Tensor:
+    """A whole layer of routed experts."""
+    _check_moe(call)
+    return sm90.fused_moe(call) if sm90.serves(call.x, call.layout) else reference.fused_moe(call)
 
-    w13 is [E, 2I, H], gate rows first; w2 is [E, H, I].  Ids in `topk_ids` are global: this rank holds experts
-    `expert_begin` .. `expert_begin + E - 1` and every other id adds nothing.  Without static input scales the
-    activations are quantized per token.  `routed_experts`, how many experts the router chooses from over all ranks (0:
-    those here), only tells the GPU's schedule how many choices to expect.
-    """
-    _check_moe(x, topk_ids, topk_weights, w13, w13_scale, w2, w2_scale, w13_input_scale, w2_input_scale, layout)
-    if sm90.serves(x, layout):
-        return sm90.fused_moe(
-            x,
-            topk_ids,
-            topk_weights,
-            w13,
-            w13_scale,
-            w2,
-            w2_scale,
-            w13_input_scale,
-            w2_input_scale,
-            swiglu_limit,
-            swiglu_alpha,
-            swiglu_beta,
-            routed_scaling_factor,
-            expert_begin,
-            routed_experts,
-        )
-    return reference.fused_moe(
-        x,
-        topk_ids,
-        topk_weights,
-        w13,
-        w13_scale,
-        w2,
-        w2_scale,
-        w13_input_scale,
-        w2_input_scale,
-        swiglu_limit,
-        swiglu_alpha,
-        swiglu_beta,
-        routed_scaling_factor,
-        expert_begin,
-        layout,
+
+def _check_gemm(call: GemmCall) -> checks.WeightShape:
+    shape = checks.weight(call.weight, call.weight_scale, call.layout)
+    checks.activations(call.x, call.x_scale, shape.cols)
+    checks.same_device(call.x, call.weight)
+    if call.expert_offsets is not None:
+        checks.offsets(call.expert_offsets, shape.experts, call.x)
+    checks.out_dtype(call.out_dtype)
+    return shape
+
+
+def _check_linear(call: LinearCall) -> checks.WeightShape:
+    checks.require(
+        call.weight.ndim >= 2, "weight", checks.describe(call.weight), "[N, K/2], or sm90 [N/64, K/128, 4096]"
     )
+    return _check_gemm(call.grouped())
 
 
-def _check_gemm(
-    x: Tensor,
-    x_scale: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    expert_offsets: Tensor,
-    out_dtype: torch.dtype,
-    layout: str,
-) -> checks.WeightShape:
-    shape = checks.weight(weight, weight_scale, layout)
-    checks.activations(x, x_scale, shape.cols)
-    checks.same_device(x, weight)
-    checks.offsets(expert_offsets, shape.experts, x)
-    checks.out_dtype(out_dtype)
-    return shape
-
-
-def _check_linear(
-    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, out_dtype: torch.dtype, layout: str
-) -> checks.WeightShape:
-    checks.require(weight.ndim >= 2, "weight", checks.describe(weight), "[N, K/2], or sm90 [N/64, K/128, 4096]")
-    shape = checks.weight(weight[None], weight_scale[None], layout)
-    checks.activations(x, x_scale, shape.cols)
-    checks.same_device(x, weight)
-    checks.out_dtype(out_dtype)
-    return shape
-
-
-def _check_moe(
-    x: Tensor,
-    topk_ids: Tensor,
-    topk_weights: Tensor,
-    w13: Tensor,
-    w13_scale: Tensor,
-    w2: Tensor,
-    w2_scale: Tensor,
-    w13_input_scale: Tensor | None,
-    w2_input_scale: Tensor | None,
-    layout: str,
-) -> None:
-    checks.routing(x, topk_ids, topk_weights)
-    gate_up, down = checks.weight(w13, w13_scale, layout, "w13"), checks.weight(w2, w2_scale, layout, "w2")
-    checks.require(gate_up.cols == x.shape[1], "w13", f"K={gate_up.cols}", f"{x.shape[1]}, the columns of x")
+def _check_moe(call: MoECall) -> None:
+    checks.routing(call.x, call.topk_ids, call.topk_weights)
+    gate_up = checks.weight(call.w13, call.w13_scale, call.layout, "w13")
+    down = checks.weight(call.w2, call.w2_scale, call.layout, "w2")
+    width = call.x.shape[1]
+    checks.require(gate_up.cols == width, "w13", f"K={gate_up.cols}", f"{width}, the columns of x")
     checks.require(
         down == (gate_up.experts, gate_up.cols, gate_up.rows // 2),
         "w2",
         list(down),
         f"[E, H, I] = [{gate_up.experts}, {gate_up.cols}, {gate_up.rows // 2}], as w13 {list(gate_up)} says",
     )
-    for w, name in ((w13, "w13"), (w2, "w2")):
-        checks.same_device(x, w, name)
-    checks.static_scale(w13_input_scale, x, "w13_input_scale")
-    checks.static_scale(w2_input_scale, x, "w2_input_scale")
+    checks.same_device(call.x, call.w13, "w13")
+    checks.same_device(call.x, call.w2, "w2")
+    checks.static_scale(call.w13_input_scale, call.x, "w13_input_scale")
+    checks.static_scale(call.w2_input_scale, call.x, "w2_input_scale")
 
 
 def _fake_quantize_fp8(x: Tensor, mode: str, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -219,51 +130,24 @@ def _fake_unprepack(weight: Tensor, weight_scale: Tensor) -> tuple[Tensor, Tenso
     return weight.new_empty((e, n, k // 2), dtype=torch.int8), weight_scale.new_empty((e, n, k // GROUP_K))
 
 
-def _fake_grouped_gemm(
-    x: Tensor,
-    x_scale: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    expert_offsets: Tensor,
-    out_dtype: torch.dtype,
-    layout: str = "canonical",
-) -> Tensor:
-    shape = _check_gemm(x, x_scale, weight, weight_scale, expert_offsets, out_dtype, layout)
-    return x.new_empty((x.shape[0], shape.rows), dtype=out_dtype)
+def _fake_grouped_gemm(call: GemmCall) -> Tensor:
+    shape = _check_gemm(call)
+    return call.x.new_empty((call.x.shape[0], shape.rows), dtype=call.out_dtype)
 
 
-def _fake_linear(
-    x: Tensor,
-    x_scale: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    out_dtype: torch.dtype,
-    layout: str = "canonical",
-) -> Tensor:
-    shape = _check_linear(x, x_scale, weight, weight_scale, out_dtype, layout)
-    return x.new_empty((x.shape[0], shape.rows), dtype=out_dtype)
+def _fake_linear(call: LinearCall) -> Tensor:
+    shape = _check_linear(call)
+    return call.x.new_empty((call.x.shape[0], shape.rows), dtype=call.out_dtype)
 
 
-def _fake_fused_moe(
-    x: Tensor,
-    topk_ids: Tensor,
-    topk_weights: Tensor,
-    w13: Tensor,
-    w13_scale: Tensor,
-    w2: Tensor,
-    w2_scale: Tensor,
-    w13_input_scale: Tensor | None = None,
-    w2_input_scale: Tensor | None = None,
-    swiglu_limit: float | None = None,
-    swiglu_alpha: float = 1.0,
-    swiglu_beta: float = 0.0,
-    routed_scaling_factor: float = 1.0,
-    expert_begin: int = 0,
-    layout: str = "canonical",
-    routed_experts: int = 0,
-) -> Tensor:
-    _check_moe(x, topk_ids, topk_weights, w13, w13_scale, w2, w2_scale, w13_input_scale, w2_input_scale, layout)
-    return torch.empty_like(x)
+def _fake_fused_moe(call: MoECall) -> Tensor:
+    _check_moe(call)
+    return torch.empty_like(call.x)
+
+
+def _spread(kind: Callable[..., Call], run: Callable[[Call], Tensor]) -> Callable[..., Tensor]:
+    """`run` as torch calls it: arguments one by one, as the schema names them."""
+    return lambda *arguments, **named: run(kind(*arguments, **named))
 
 
 WEIGHT = "Tensor weight, Tensor weight_scale"
@@ -274,21 +158,21 @@ SCHEMAS: tuple[tuple[str, Callable[..., object], Callable[..., object]], ...] = 
     (
         f"grouped_gemm(Tensor x, Tensor x_scale, {WEIGHT}, Tensor expert_offsets, ScalarType out_dtype, "
         'str layout="canonical") -> Tensor',
-        grouped_gemm,
-        _fake_grouped_gemm,
+        _spread(GemmCall, grouped_gemm),
+        _spread(GemmCall, _fake_grouped_gemm),
     ),
     (
         f'linear(Tensor x, Tensor x_scale, {WEIGHT}, ScalarType out_dtype, str layout="canonical") -> Tensor',
-        linear,
-        _fake_linear,
+        _spread(LinearCall, linear),
+        _spread(LinearCall, _fake_linear),
     ),
     (
         "fused_moe(Tensor x, Tensor topk_ids, Tensor topk_weights, Tensor w13, Tensor w13_scale, Tensor w2, "
         "Tensor w2_scale, Tensor? w13_input_scale=None, Tensor? w2_input_scale=None, float? swiglu_limit=None, "
         "float swiglu_alpha=1.0, float swiglu_beta=0.0, float routed_scaling_factor=1.0, int expert_begin=0, "
         'str layout="canonical", int routed_experts=0) -> Tensor',
-        fused_moe,
-        _fake_fused_moe,
+        _spread(MoECall, fused_moe),
+        _spread(MoECall, _fake_fused_moe),
     ),
 )
 

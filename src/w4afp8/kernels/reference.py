@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from w4afp8.kernels import layout as sm90
-from w4afp8.kernels.checks import FP8, GROUP_K
+from w4afp8.kernels.calls import GemmCall, MoECall
+from w4afp8.kernels.checks import FP8, GROUP_K, offset_values
 
 FP8_MAX = 448.0
 SMALLEST_AMAX = 1e-10  # below it a row is all zeros for every purpose; keeps the scale from being zero
@@ -91,22 +92,16 @@ def dequantize(weight: Tensor, weight_scale: Tensor, layout: str) -> Tensor:
     return groups.mul_(scale.float().unsqueeze(-1)).flatten(-2)
 
 
-def grouped_gemm(
-    x: Tensor,
-    x_scale: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    offsets: list[int],
-    out_dtype: torch.dtype,
-    layout: str,
-) -> Tensor:
+def grouped_gemm(call: GemmCall) -> Tensor:
     """out[t, n] = x_scale * sum_k x[t, k] * code[e, n, k] * weight_scale[e, n, k/128] for t in expert e's rows.
 
-    One slice of one expert is dequantized at a time.
+    One slice of one expert is dequantized at a time.  Raises: KernelError for offsets that fall or miss a row.
     """
-    step = ROWS_AT_ONCE if layout == "canonical" else ROWS_AT_ONCE // sm90.TILE_ROWS
-    blocks = weight.shape[1]
+    x, x_scale, weight, weight_scale, expert_offsets, out_dtype, layout = call
+    offsets = [0, len(x)] if expert_offsets is None else offset_values(expert_offsets, len(x))
     rows_a_block = 1 if layout == "canonical" else sm90.TILE_ROWS
+    step = ROWS_AT_ONCE // rows_a_block
+    blocks = weight.shape[1]
     out = x_scale.new_empty((x.shape[0], blocks * rows_a_block), dtype=out_dtype)
     for e, (begin, end) in enumerate(pairwise(offsets)):
         if begin == end:
@@ -150,38 +145,21 @@ def sort_by_expert(topk_ids: Tensor, expert_begin: int, experts: int) -> tuple[T
     return order[: int(offsets[-1])], offsets
 
 
-def fused_moe(
-    x: Tensor,
-    topk_ids: Tensor,
-    topk_weights: Tensor,
-    w13: Tensor,
-    w13_scale: Tensor,
-    w2: Tensor,
-    w2_scale: Tensor,
-    w13_input_scale: Tensor | None,
-    w2_input_scale: Tensor | None,
-    swiglu_limit: float | None,
-    swiglu_alpha: float,
-    swiglu_beta: float,
-    routed_scaling_factor: float,
-    expert_begin: int,
-    layout: str,
-) -> Tensor:
+def fused_moe(call: MoECall) -> Tensor:
     """The routed experts of one layer: quantize, gather, gate_up, SwiGLU, quantize, down, weighted sum.
 
     The gate_up and down products are rounded to x's type, as the GPU kernels round them; the sum over a token's
     experts is taken in float32, in the order of its choices, and scaled by `routed_scaling_factor` once at the end.
     """
-    experts, top_k = w13.shape[0], topk_ids.shape[1]
-    order, offsets_E = sort_by_expert(topk_ids, expert_begin, experts)
-    offsets = offsets_E.tolist()
-    q, scale = quantize_fp8(x, "token" if w13_input_scale is None else "tensor", w13_input_scale)
-    tokens = order // top_k
-    rows_scale = scale[tokens] if w13_input_scale is None else scale
-    gate_up = grouped_gemm(q.view(torch.uint8)[tokens].view(FP8), rows_scale, w13, w13_scale, offsets, x.dtype, layout)
-    hidden = swiglu(gate_up, swiglu_limit, swiglu_alpha, swiglu_beta)
-    q, scale = quantize_fp8(hidden, "token" if w2_input_scale is None else "tensor", w2_input_scale)
-    down = grouped_gemm(q, scale, w2, w2_scale, offsets, x.dtype, layout)
-    pairs = torch.zeros((topk_ids.numel(), down.shape[1]), dtype=torch.float32, device=x.device)
-    pairs[order] = down.float() * topk_weights.flatten()[order, None]
-    return (pairs.reshape(len(x), top_k, -1).sum(1) * routed_scaling_factor).to(x.dtype)
+    x, ids, layout = call.x, call.topk_ids, call.layout
+    order, offsets = sort_by_expert(ids, call.expert_begin, call.w13.shape[0])
+    q, scale = quantize_fp8(x, "token" if call.w13_input_scale is None else "tensor", call.w13_input_scale)
+    tokens = order // ids.shape[1]
+    rows, rows_scale = q.view(torch.uint8)[tokens].view(FP8), scale if len(scale) == 1 else scale[tokens]
+    gate_up = grouped_gemm(GemmCall(rows, rows_scale, call.w13, call.w13_scale, offsets, x.dtype, layout))
+    hidden = swiglu(gate_up, call.swiglu_limit, call.swiglu_alpha, call.swiglu_beta)
+    q, scale = quantize_fp8(hidden, "token" if call.w2_input_scale is None else "tensor", call.w2_input_scale)
+    down = grouped_gemm(GemmCall(q, scale, call.w2, call.w2_scale, offsets, x.dtype, layout))
+    pairs = torch.zeros((ids.numel(), down.shape[1]), dtype=torch.float32, device=x.device)
+    pairs[order] = down.float() * call.topk_weights.flatten()[order, None]
+    return (pairs.reshape(len(x), ids.shape[1], -1).sum(1) * call.routed_scaling_factor).to(x.dtype)

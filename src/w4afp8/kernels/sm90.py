@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from w4afp8.kernels import build, checks, layers, schedules
+from w4afp8.kernels.calls import GemmCall, MoECall
 from w4afp8.kernels.checks import FP8, GROUP_K
+from w4afp8.kernels.layout import TILE_ROWS
 
 MODES = {"token": 0, "tensor": 1, "group128": 2}
 
@@ -35,22 +37,21 @@ def quantize_fp8(x: Tensor, mode: str, scale: Tensor | None) -> tuple[Tensor, Te
 
 
 def grouped_gemm(
-    x: Tensor,
-    x_scale: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    offsets: Tensor | None,
-    out_dtype: torch.dtype,
+    call: GemmCall,
     schedule: schedules.Schedule | None = None,
     expected_rows: int | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """The grouped GEMM on the device.
+    """The grouped GEMM on the device, of an sm90 weight.
 
-    `schedule` overrides the choice, as tuning does; `expected_rows` guides it where fewer rows than x has are filled.
+    `schedule` overrides the choice, as tuning does; `expected_rows` guides it where fewer rows than x has are filled;
+    `out` [T, N] is written instead of a new tensor: tests and tuning poison it first.
     """
     checks.require(build.load(), "device", torch.cuda.get_device_name(), "an SM90 GPU and compiled kernels")
+    x, x_scale, weight, weight_scale, offsets, out_dtype, _ = call
     experts, row_blocks, *_ = weight.shape
-    out = torch.empty((x.shape[0], row_blocks * 64), dtype=out_dtype, device=x.device)
+    if out is None:
+        out = torch.empty((len(x), row_blocks * TILE_ROWS), dtype=out_dtype, device=x.device)
     if not len(x):
         return out
     for name, t in (("x", x), ("x_scale", x_scale), ("weight", weight), ("weight_scale", weight_scale)):
@@ -67,84 +68,76 @@ def grouped_gemm(
     return out
 
 
-def fused_moe(
-    x: Tensor,
-    topk_ids: Tensor,
-    topk_weights: Tensor,
-    w13: Tensor,
-    w13_scale: Tensor,
-    w2: Tensor,
-    w2_scale: Tensor,
-    w13_input_scale: Tensor | None,
-    w2_input_scale: Tensor | None,
-    swiglu_limit: float | None,
-    swiglu_alpha: float,
-    swiglu_beta: float,
-    routed_scaling_factor: float,
-    expert_begin: int,
-    routed_experts: int,
-    one_launch: layers.OneLaunch | bool = True,
-) -> Tensor:
-    """One layer: in one launch while experts have few rows, else in five or six.
+def fused_moe(call: MoECall, one_launch: layers.OneLaunch | bool = True, out: Tensor | None = None) -> Tensor:
+    """One layer on the device: in one launch while experts have few rows, in five or six beyond.
 
-    These are: route, quantize, gate_up, activate and quantize, down, sum.  Everything stays on the device: buffers are
-    sized for the case that every choice is local, and the kernels stop at the rows that the offsets count.
-    `one_launch` overrides the choice, as tuning and tests do.
+    Everything stays on the device: buffers are sized for the case that every choice is local, and the kernels stop at
+    the rows that are there.  `one_launch` overrides the choice (False: several), as tests and measurements do; `out`
+    [T, H] is written instead of a new tensor.
     """
     checks.require(build.load(), "device", torch.cuda.get_device_name(), "an SM90 GPU and compiled kernels")
-    kernels = torch.ops.w4afp8_sm90
-    out = torch.empty_like(x)
-    if not len(x):
+    if out is None:
+        out = torch.empty_like(call.x)
+    if not len(call.x):
         return out
-    tokens, top_k = topk_ids.shape
-    experts, hidden, inner = w13.shape[0], x.shape[1], w2.shape[2] * GROUP_K
-    pairs = tokens * top_k
-    likely = max(1, pairs * experts // routed_experts) if routed_experts > experts else pairs
+    layer = _layer(call)
+    row = layers.choose(layer) if one_launch is True else one_launch
+    return _one_launch(call, layer, row, out) if row else _several_launches(call, layer, out)
+
+
+def _layer(call: MoECall) -> layers.Layer:
+    experts, pairs = call.w13.shape[0], call.topk_ids.numel()
+    likely = max(1, pairs * experts // call.routed_experts) if call.routed_experts > experts else pairs
+    return layers.Layer(pairs, likely, experts, hidden=call.x.shape[1], inner=call.w2.shape[2] * GROUP_K)
+
+
+def _one_launch(call: MoECall, layer: layers.Layer, row: layers.OneLaunch, out: Tensor) -> Tensor:
+    x = call.x.contiguous()
+    for name, t in (("x", x), *((n, getattr(call, n)) for n in ("w13", "w13_scale", "w2", "w2_scale"))):
+        checks.require(t.data_ptr() % 16 == 0, name, f"address {t.data_ptr():#x}", "a multiple of 16; call .clone()")
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=x.device)
 
-    rows = empty(pairs, dtype=torch.int32)
-    layer = layers.Layer(pairs, likely, experts, hidden, inner)
-    row = layers.choose(layer) if one_launch is True else one_launch
-    if row:
-        for name, t in (("w13", w13), ("w13_scale", w13_scale), ("w2", w2), ("w2_scale", w2_scale), ("x", x)):
-            checks.require(
-                t.data_ptr() % 16 == 0, name, f"address {t.data_ptr():#x}", "a multiple of 16; call .clone()"
-            )
-        eights = pairs // 8 + min(pairs, experts)  # every expert begins a new eight
-        kernels.fused_layer(
-            x.contiguous(),
-            topk_ids.contiguous(),
-            topk_weights.contiguous(),
-            expert_begin,
-            w13,
-            w13_scale,
-            w2,
-            w2_scale,
-            w13_input_scale,
-            w2_input_scale,
-            swiglu_limit,
-            swiglu_alpha,
-            swiglu_beta,
-            routed_scaling_factor,
-            rows,
-            empty(eights, 8, hidden, dtype=FP8),
-            empty(eights, 8),
-            empty(pairs, inner),
-            empty(eights, 8, inner, dtype=FP8),
-            empty(eights, 8),
-            empty(pairs, hidden, dtype=x.dtype),
-            out,
-            row.kernel,
-        )
-        return out
-    q, scale = empty(pairs, hidden, dtype=FP8), empty(pairs if w13_input_scale is None else 1)
-    offsets = empty(experts + 1, dtype=torch.int32)
-    kernels.route_quantize(x, w13_input_scale, topk_ids.contiguous(), expert_begin, q, scale, rows, offsets)
-    gate_up = grouped_gemm(q, scale, w13, w13_scale, offsets, x.dtype, expected_rows=likely)
-    q, scale = empty(pairs, inner, dtype=FP8), empty(pairs if w2_input_scale is None else 1)
-    kernels.swiglu_quantize(gate_up, offsets, w2_input_scale, q, scale, swiglu_limit, swiglu_alpha, swiglu_beta)
-    down = grouped_gemm(q, scale, w2, w2_scale, offsets, x.dtype, expected_rows=likely)
-    kernels.combine(down, rows, topk_weights.contiguous(), routed_scaling_factor, out)
+    pairs, hidden, inner = layer.pairs, layer.hidden, layer.inner
+    eights = pairs // 8 + min(pairs, layer.experts)  # rows are kept by eights, and every expert begins a new eight
+    torch.ops.w4afp8_sm90.fused_layer(
+        x,
+        call.topk_ids.contiguous(),
+        call.topk_weights.contiguous(),
+        call.expert_begin,
+        *(call.w13, call.w13_scale, call.w2, call.w2_scale, call.w13_input_scale, call.w2_input_scale),
+        *(call.swiglu_limit, call.swiglu_alpha, call.swiglu_beta, call.routed_scaling_factor),
+        empty(pairs, dtype=torch.int32),
+        *(empty(eights, 8, hidden, dtype=FP8), empty(eights, 8)),
+        empty(pairs, inner),
+        *(empty(eights, 8, inner, dtype=FP8), empty(eights, 8)),
+        empty(pairs, hidden, dtype=x.dtype),
+        out,
+        row.kernel,
+    )
+    return out
+
+
+def _several_launches(call: MoECall, layer: layers.Layer, out: Tensor) -> Tensor:
+    """Route and quantize (with many tokens two launches), gate_up, activate and quantize, down, sum."""
+    kernels, x = torch.ops.w4afp8_sm90, call.x
+    pairs, hidden, inner = layer.pairs, layer.hidden, layer.inner
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=x.device)
+
+    def gemm(q: Tensor, scale: Tensor, w: Tensor, w_scale: Tensor) -> Tensor:
+        return grouped_gemm(GemmCall(q, scale, w, w_scale, offsets, x.dtype, "sm90"), expected_rows=layer.likely)
+
+    q, scale = empty(pairs, hidden, dtype=FP8), empty(pairs if call.w13_input_scale is None else 1)
+    rows, offsets = empty(pairs, dtype=torch.int32), empty(layer.experts + 1, dtype=torch.int32)
+    ids = call.topk_ids.contiguous()
+    kernels.route_quantize(x, call.w13_input_scale, ids, call.expert_begin, q, scale, rows, offsets)
+    gate_up = gemm(q, scale, call.w13, call.w13_scale)
+    q, scale = empty(pairs, inner, dtype=FP8), empty(pairs if call.w2_input_scale is None else 1)
+    swiglu = call.swiglu_limit, call.swiglu_alpha, call.swiglu_beta
+    kernels.swiglu_quantize(gate_up, offsets, call.w2_input_scale, q, scale, *swiglu)
+    down = gemm(q, scale, call.w2, call.w2_scale)
+    kernels.combine(down, rows, call.topk_weights.contiguous(), call.routed_scaling_factor, out)
     return out
