@@ -27,8 +27,6 @@ constexpr int kMaxTopK = 64;
 constexpr int kSharedLimit = 232448; // of one SM90 block
 
 enum Phase : int { kGateUp = 0, kDown = 1 };
-constexpr int kSteps = 4;            // gate_up of the first half of the experts, of the second, down of the first, ...
-constexpr int kSplitStages = 16;     // stages a block must have in all for halves to be worth their seams
 
 // One of the two weights: sm90 layout [experts, rows/64, cols/128, ...].
 struct Weight {
@@ -63,7 +61,7 @@ struct Layer {
 struct Signals {
   uint32_t tokens_ready;                                  // parts of tokens quantized
   uint32_t blocks_done;                                   // blocks whose tiles are stored
-  uint32_t partial_ready[kSteps][kMaxBlocks * kConsumers];  // a block's partial sums of a step
+  uint32_t partial_ready[2][kMaxBlocks * kConsumers];     // a block's partial sums of a phase
   uint32_t activated[kMaxRuns];                           // 64-column pieces of a run's activation
   uint32_t run_ready[kMaxRuns];                           // its requantized rows
   uint32_t largest[kMaxPairs];                            // activated value of a row: the bits of a float >= 0
@@ -77,7 +75,6 @@ struct State {
 // Which experts have rows, and where.
 struct Plan {
   int active, runs;                    // experts with rows; runs over all of them
-  int first_half;                      // runs of it; all, where there are no halves
   uint32_t count[kMaxExperts];         // rows, by expert
   uint16_t expert_row[kMaxExperts];    // first row, by expert
   uint16_t expert_block8[kMaxExperts];
@@ -94,13 +91,12 @@ struct Plan {
 // A tile, or what of its stages along K this block multiplies.
 struct alignas(16) Segment {
   Phase phase;
-  int step;
   int stages;                 // 0: there is nothing more to do
   int expert, row_tile;       // a row tile is one row block for each consumer
   int run;                    // over all experts
   int first_row, block8, tokens;
   int first_stage;
-  int end_unit;               // of the whole tile, in the step's line of work; 0 when this block has all of it
+  int end_unit;               // of the whole tile, in the phase's line of work; 0 when this block has all of it
   bool owner;
   bool shared;                // other runs read the same weights
 };

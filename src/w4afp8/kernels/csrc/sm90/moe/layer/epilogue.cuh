@@ -16,28 +16,28 @@ __device__ __forceinline__ void named_arrive(uint32_t id, uint32_t threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-// Values a consumer of block `block` leaves or left in `step`: [kTokens / 2][128].
+// Values a consumer of block `block` leaves or left in `phase`: [kTokens / 2][128].
 template <class C>
-__device__ __forceinline__ float* partial_of(float* partial, int step, int block, int consumer) {
-  const size_t slot = (static_cast<size_t>(step) * gridDim.x + block) * kConsumers + consumer;
+__device__ __forceinline__ float* partial_of(float* partial, Phase phase, int block, int consumer) {
+  const size_t slot = (static_cast<size_t>(phase) * gridDim.x + block) * kConsumers + consumer;
   return partial + slot * (C::kTokens / 2 * 128);
 }
 
 template <class C>
 __device__ __forceinline__ void leave_partial(float* partial, Signals& signals, const Segment& s, const Place& at,
                                               const float (&acc)[C::kTokens / 2]) {
-  float* mine = partial_of<C>(partial, s.step, blockIdx.x, at.consumer) + at.thread;
+  float* mine = partial_of<C>(partial, s.phase, blockIdx.x, at.consumer) + at.thread;
 #pragma unroll
   for (int i = 0; i < C::kTokens / 2; ++i) __stcg(mine + i * 128, acc[i]);
   ptx::named_barrier(own_barrier(at.consumer), 128);
-  if (at.thread == 0) release_add(&signals.partial_ready[s.step][blockIdx.x * kConsumers + at.consumer]);
+  if (at.thread == 0) release_add(&signals.partial_ready[s.phase][blockIdx.x * kConsumers + at.consumer]);
 }
 
 template <class C>
 __device__ __forceinline__ void add_partials(const Layer& p, const Plan& plan, float* partial, const Signals& signals,
                                              const Segment& s, const Place& at, float (&acc)[C::kTokens / 2]) {
   if (s.end_unit == 0) return;
-  const Shares shares(p, plan, s.step);
+  const Shares shares(p, plan, s.phase);
   const int first_peer = blockIdx.x + 1;
   int peers = 0;  // the blocks after this one that begin inside the tile
   for (int more = 32; more == 32; peers += more) {
@@ -45,10 +45,10 @@ __device__ __forceinline__ void add_partials(const Layer& p, const Plan& plan, f
     more = __popc(__ballot_sync(~0u, peer < static_cast<int>(gridDim.x) && shares.begin(peer) < s.end_unit));
   }
   for (int i = at.thread; i < peers; i += 128) {  // all flags at once
-    await(&signals.partial_ready[s.step][(first_peer + i) * kConsumers + at.consumer], 1);
+    await(&signals.partial_ready[s.phase][(first_peer + i) * kConsumers + at.consumer], 1);
   }
   ptx::named_barrier(own_barrier(at.consumer), 128);
-  const float* theirs = partial_of<C>(partial, s.step, first_peer, at.consumer) + at.thread;
+  const float* theirs = partial_of<C>(partial, s.phase, first_peer, at.consumer) + at.thread;
 #pragma unroll 4
   for (int i = 0; i < peers; ++i, theirs += kConsumers * (C::kTokens / 2 * 128)) {
 #pragma unroll

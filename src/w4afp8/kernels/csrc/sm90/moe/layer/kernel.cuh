@@ -12,7 +12,7 @@ namespace w4afp8::moe::layer {
 struct Arguments {
   Layer layer;
   State* state;
-  float* partial;  // [steps][blocks][consumers][tokens / 2][128]
+  float* partial;  // [2 phases][blocks][consumers][tokens / 2][128]
 };
 
 template <class C>

@@ -21,7 +21,7 @@ const char* launch(const Layer& p, cudaStream_t stream) {
   args.layer.row_tiles[kDown] = (p.weight[kDown].row_blocks + kConsumers - 1) / kConsumers;
   for (int phase : {kGateUp, kDown}) args.layer.stages[phase] = p.weight[phase].groups / kStageGroups;
   uint32_t* state = nullptr;
-  const size_t partial = size_t{kSteps} * blocks * kConsumers * C::kTokens * kTileRows * sizeof(float);
+  const size_t partial = size_t{2} * blocks * kConsumers * C::kTokens * kTileRows * sizeof(float);
   const char* wrong = workspace(stream, sizeof(State), partial, &state, &args.partial, WorkspaceUser::kLayer);
   if (wrong != nullptr) return wrong;
   args.state = reinterpret_cast<State*>(state);

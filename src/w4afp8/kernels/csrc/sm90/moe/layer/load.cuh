@@ -46,14 +46,11 @@ template <class C>
 __device__ void load_weights(const Layer& p, typename C::Smem& smem) {
   Ring<kSegments> segments;
   Ring<C::kStages> ring, landed;
-  int asked = 0, asked_before = 0, in_flight = 0;  // stages: in all; before the ring that is filled with patience; not landed
+  int asked = 0, asked_before = 0, in_flight = 0;  // stages: of both phases, of the phase before; not landed
   Phase phase = kGateUp;
   Segment s;
   while (next_segment<false>(smem, segments, s)) {
-    if (s.phase != phase) {
-      phase = s.phase;
-      if (smem.plan.first_half == smem.plan.runs) asked_before = asked;
-    }
+    if (s.phase != phase) phase = s.phase, asked_before = asked;
     const Weight& w = p.weight[s.phase];
     const uint32_t scale_bytes = kTileRows * kStageGroups * (w.scale_float ? 4 : 2);
     const uint64_t policy = s.shared ? ptx::kEvictNormal : ptx::kEvictFirst;
@@ -71,9 +68,8 @@ __device__ void load_weights(const Layer& p, typename C::Smem& smem) {
       auto& stage = smem.stage[ring.stage];
       uint64_t* full = &smem.weights_full[ring.stage];
       ptx::barrier_wait(&smem.empty[ring.stage], ring.phase ^ 1);
-      // More weights under way would only queue up, and a fence waits for all of them.  While the first ring is filled,
-      // and the first of down if there are no halves, other blocks are waiting for this one's signals and there is
-      // nothing to multiply: fewer still.
+      // More weights under way would only queue up, and a fence waits for all of them.  While a phase's first ring is
+      // filled, other blocks are waiting for this one's signals and there is nothing to multiply: fewer still.
       const int most = asked - asked_before < C::kStages ? 1 : kInFlight;
       for (; in_flight >= most; --in_flight, landed.advance()) {
         ptx::barrier_wait(&smem.weights_full[landed.stage], landed.phase);

@@ -1,8 +1,7 @@
 // Every block finds by itself which experts have rows, and which tiles it multiplies.
 //
-// A step is gate_up or down of half of the experts: while the second half's gate_up is multiplied, the first half's rows
-// are requantized for its down.  A step's work is its tiles (run of rows x block of weight rows) times their stages along
-// K, in one line; block c gets the c-th equal share.  A tile that is cut belongs to the block that has its first stage: the others leave partial
+// A phase's work is its tiles (run of rows x block of weight rows) times their stages along K, in one line; block c gets
+// the c-th equal share.  A tile that is cut belongs to the block that has its first stage: the others leave partial
 // sums, which it adds in block order, so the result is the same on every run.
 #pragma once
 #include "../pairs.cuh"
@@ -53,15 +52,7 @@ __device__ void make_plan(const Layer& p, Plan& plan) {
   }
   if (threadIdx.x == kThreads - 1) {
     plan.active = static_cast<int>(sum >> 48);
-    const int runs = plan.runs = static_cast<int>(sum >> 32 & 0xffff);
-    plan.first_half = runs;
-  }
-  __syncthreads();
-  int stages = 0;
-  for (int phase : {kGateUp, kDown}) stages += p.row_tiles[phase] * p.stages[phase];
-  if (stages * plan.runs >= kSplitStages * static_cast<int>(gridDim.x) && rows > 0) {
-    const int end = static_cast<int>(sum >> 32 & 0xffff), begin = static_cast<int>(before >> 32 & 0xffff);
-    if (2 * begin < plan.runs && 2 * end >= plan.runs) plan.first_half = end;
+    plan.runs = static_cast<int>(sum >> 32 & 0xffff);
   }
   __syncthreads();
 }
@@ -72,14 +63,11 @@ __device__ __forceinline__ int token_parts(const Layer& p) {
   return spare < 2 ? 1 : spare < 4 ? 2 : spare < 8 ? 4 : 8;
 }
 
-__device__ __forceinline__ Phase phase_of(int step) { return step < 2 ? kGateUp : kDown; }
-
-// Where block c's equal share of a step's work begins.
+// Where block c's equal share of a phase's work begins.
 struct Shares {
   int each, more;
-  __device__ Shares(const Layer& p, const Plan& plan, int step) {
-    const int runs = step % 2 == 0 ? plan.first_half : plan.runs - plan.first_half, blocks = gridDim.x;
-    const int units = runs * p.row_tiles[phase_of(step)] * p.stages[phase_of(step)];
+  __device__ Shares(const Layer& p, const Plan& plan, Phase phase) {
+    const int units = plan.runs * p.row_tiles[phase] * p.stages[phase], blocks = gridDim.x;
     each = units / blocks;
     more = units - each * blocks;
   }
@@ -96,39 +84,38 @@ __device__ __forceinline__ int row_block(const Layer& p, const Segment& s, int c
 template <int kTokens>
 class Walk {
  public:
-  __device__ Walk(const Layer& p, const Plan& plan) : p_(p), plan_(plan) { enter(0); }
+  __device__ Walk(const Layer& p, const Plan& plan) : p_(p), plan_(plan) { enter(kGateUp); }
 
   __device__ bool next(Segment& s) {
-    while (unit_ >= unit_end_) {
-      if (step_ + 1 == kSteps) return false;
-      enter(step_ + 1);
+    if (unit_ >= unit_end_) {
+      if (phase_ == kDown) return false;
+      enter(kDown);
+      if (unit_ >= unit_end_) return false;
     }
     const int tile = unit_ / stages_, first = unit_ - tile * stages_;
     const int count = min(stages_ - first, unit_end_ - unit_);
-    s.phase = phase_of(step_);
-    s.step = step_;
+    s.phase = phase_;
     s.first_stage = first;
     s.stages = count;
     s.owner = first == 0;
     s.end_unit = count < stages_ ? (tile + 1) * stages_ : 0;
-    place(first_tile_ + tile, s);
+    place(tile, s);
     unit_ += count;
     return true;
   }
 
  private:
-  __device__ void enter(int step) {
-    step_ = step;
-    row_tiles_ = p_.row_tiles[phase_of(step)];
-    stages_ = p_.stages[phase_of(step)];
-    first_tile_ = step % 2 == 0 ? 0 : plan_.first_half * row_tiles_;
-    const Shares shares(p_, plan_, step);
+  __device__ void enter(Phase phase) {
+    phase_ = phase;
+    row_tiles_ = p_.row_tiles[phase];
+    stages_ = p_.stages[phase];
+    const Shares shares(p_, plan_, phase);
     unit_ = shares.begin(blockIdx.x);
     unit_end_ = shares.begin(blockIdx.x + 1);
     int low = 0, high = plan_.active - 1;  // the slot of the first tile
     while (low < high) {
       const int middle = (low + high) / 2;
-      if ((plan_.run_end[middle] * row_tiles_ - first_tile_) * stages_ > unit_) {
+      if (plan_.run_end[middle] * row_tiles_ * stages_ > unit_) {
         high = middle;
       } else {
         low = middle + 1;
@@ -154,7 +141,8 @@ class Walk {
 
   const Layer& p_;
   const Plan& plan_;
-  int step_, first_tile_, row_tiles_, stages_, unit_, unit_end_, slot_;
+  Phase phase_;
+  int row_tiles_, stages_, unit_, unit_end_, slot_;
 };
 
 }  // namespace w4afp8::moe::layer
