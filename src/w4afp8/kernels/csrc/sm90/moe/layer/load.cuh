@@ -1,5 +1,5 @@
-// The two loading threads, and the one that plans for them.  Weights depend on nothing but the plan, so their thread runs ahead as far as the ring is
-// deep, over the end of a phase too; activations wait until other blocks have written them.
+// The two loading threads, and the one that plans for them.  Weights depend on nothing but the plan, so their thread runs
+// ahead as far as the ring is deep, over the end of a phase too; activations wait until other blocks have written them.
 #pragma once
 #include "../../../ptx/copy.cuh"
 #include "plan.cuh"
@@ -46,7 +46,7 @@ template <class C>
 __device__ void load_weights(const Layer& p, typename C::Smem& smem) {
   Ring<kSegments> segments;
   Ring<C::kStages> ring, landed;
-  int asked = 0, asked_before = 0, in_flight = 0;  // stages: of both phases, of the phase before; not landed
+  int asked = 0, asked_before = 0, in_flight = 0;  // stages: in all, before this phase, not landed
   Phase phase = kGateUp;
   Segment s;
   while (next_segment<false>(smem, segments, s)) {
