@@ -5,8 +5,8 @@
 //     $C/sm90/grouped_gemm/workspace.cu -o layer_driver
 //   ./layer_driver 1,8,64 HIDDEN INNER EXPERTS_HERE EXPERTS_ROUTED TOP_K [once]
 //
-// One line a token count: the floor at 4.556 TB/s, microseconds, their ratio.  `once` runs every routing twice and times
-// nothing: what the memory and race checkers look at.
+// One line a token count: the floor at 4.556 TB/s, microseconds, their ratio.  `once` runs every routing twice and
+// times nothing: what the memory and race checkers look at.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
