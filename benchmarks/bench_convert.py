@@ -1,9 +1,10 @@
 """`w4afp8 convert` beside a plain copy of the same bytes: seconds, rate, share of the copy's, peak memory.
 
-    python benchmarks/bench_convert.py --gb 1 --work /somewhere/with/room
+    python benchmarks/bench_convert.py --gb 5 --work /somewhere/with/room
 
-The checkpoint is random, of DeepSeek-V3's expert shape [2048, 7168], as sglang_w4afp8.  The copy is cp and sync, run
-before and after; each conversion runs in a process of its own, its start included.  One JSON line per conversion.
+The checkpoint is random, of DeepSeek-V3's expert shape [2048, 7168], as sglang_w4afp8.  Copy (cp and sync) and
+conversion (the command itself, its start included, and sync) take turns, each result removed before the next begins,
+so that twice --gb of disk is enough; what counts are the medians.  One JSON line per direction.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 
 from harness import MINIATURE, record
-from w4afp8 import families, formats
+from w4afp8 import conversion, families, formats
 from w4afp8.checkpoint import atomic
 from w4afp8.checkpoint.spec import DTYPES, TensorSpec
 from w4afp8.checkpoint.writer import ShardWriter
@@ -32,16 +33,6 @@ from w4afp8.convert.lay_out import input_scale_specs
 from w4afp8.families._spec import Role
 
 PAIRS = (("sglang_w4afp8", "compressed_tensors_w4a8"), ("compressed_tensors_w4a8", "sglang_w4afp8"))
-CHILD = """
-import json, sys
-from pathlib import Path
-from w4afp8 import conversion
-from w4afp8.convert import resources
-resources.return_freed_memory()
-source, target, out = sys.argv[1:]
-conversion.run(conversion.prepare(Path(source), target, Path(out), 5.0))
-print(json.dumps({"peak": resources.peak_resident_bytes()}))
-"""
 
 
 def write_source(folder: Path, gigabytes: float) -> None:
@@ -83,53 +74,75 @@ def _random(spec: TensorSpec) -> torch.Tensor:
     return torch.randint(0, 100, spec.shape, dtype=torch.uint8).view(DTYPES[spec.dtype])
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds until the bytes are on the disk, and what the work said."""
+def timed(command: list[str], made: Path, keep: bool = False) -> tuple[float, int]:
+    """Seconds until what the command made is on the disk, and its peak resident bytes; `made` is removed then."""
     os.sync()
     began = time.monotonic()
-    said = work()
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(child.pid, 0)
     os.sync()
-    return time.monotonic() - began, said
+    seconds = time.monotonic() - began
+    assert status == 0, command
+    if not keep:
+        shutil.rmtree(made)
+    return seconds, used.ru_maxrss * 1024
 
 
-def copy_seconds(folder: Path) -> float:
-    """cp -r and sync of the same bytes."""
-    copied = folder.with_name("copy")
-    seconds, _ = timed(lambda: subprocess.run(["cp", "-r", str(folder), str(copied)], check=True))
-    shutil.rmtree(copied)
-    return seconds
+def measure(source: Path, target: str, repeat: int, jobs: list[str]) -> dict[str, Any]:
+    """Copy and conversion in turn; the first pair warms the page cache and does not count."""
+    out, copied = source.with_name("out"), source.with_name("copy")
+    convert = [
+        sys.executable,
+        "-m",
+        "w4afp8.cli",
+        "convert",
+        str(source),
+        "--format",
+        target,
+        "-o",
+        str(out),
+        "-q",
+        *jobs,
+    ]
+    copies, conversions, peaks = [], [], []
+    for _ in range(repeat + 1):
+        copies.append(timed(["cp", "-r", str(source), str(copied)], copied)[0])
+        seconds, peak = timed(convert, out)
+        conversions.append(seconds)
+        peaks.append(peak)
+    size = sum(p.stat().st_size for p in source.rglob("*") if p.is_file())
+    copy_seconds, seconds = median(copies[1:]), median(conversions[1:])
+    return {
+        "from": source.name,
+        "to": target,
+        "bytes": size,
+        "seconds": round(seconds, 2),
+        "copy_seconds": round(copy_seconds, 2),
+        "share_of_copy": round(copy_seconds / seconds, 3),
+        "gb_per_second": round(size / seconds / 1e9, 3),
+        "peak_rss_bytes": max(peaks),
+        "all_seconds": [round(s, 2) for s in conversions[1:]],
+        "all_copy_seconds": [round(s, 2) for s in copies[1:]],
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gb", type=float, default=1.0)
-    parser.add_argument("--work", type=Path, help="a folder with room for four times --gb")
+    parser.add_argument("--work", type=Path, help="a folder with room for twice --gb")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--jobs", help="as the command's own")
     arguments = parser.parse_args()
+    jobs = ["--jobs", arguments.jobs] if arguments.jobs else []
     with tempfile.TemporaryDirectory(dir=arguments.work) as work:
         folder = Path(work)
         write_source(folder / PAIRS[0][0], arguments.gb)
         for source, target in PAIRS:
-            size = sum(p.stat().st_size for p in (folder / source).rglob("*") if p.is_file())
-            before = copy_seconds(folder / source)
-            command = [sys.executable, "-c", CHILD, str(folder / source), target, str(folder / target)]
-            if (folder / target).exists():
-                shutil.rmtree(folder / target)
-            seconds, child = timed(
-                lambda command=command: subprocess.run(command, check=True, capture_output=True, text=True)
-            )
-            copied = (before + copy_seconds(folder / source)) / 2
-            record(
-                "convert",
-                {
-                    "from": source,
-                    "to": target,
-                    "bytes": size,
-                    "seconds": round(seconds, 2),
-                    "copy_seconds": round(copied, 2),
-                    "share_of_copy": round(copied / seconds, 3),
-                    "peak_rss_bytes": json.loads(child.stdout)["peak"],
-                },
-            )
+            if not (folder / source).exists():  # the second direction begins with what the first one makes
+                conversion.run(conversion.prepare(folder / PAIRS[0][0], source, folder / source, 5.0))
+                shutil.rmtree(folder / PAIRS[0][0])
+            found = measure(folder / source, target, arguments.repeat, jobs)
+            record("convert", found | {"jobs": arguments.jobs or "default", "load_1m": round(os.getloadavg()[0], 2)})
 
 
 if __name__ == "__main__":

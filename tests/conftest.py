@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +99,28 @@ def small_recipe() -> Callable[..., Recipe]:
 
 
 @pytest.fixture(scope="session")
-def quantized_toy(
+def quantized_toys(
     tmp_path_factory: pytest.TempPathFactory, toy_config: dict[str, Any], miniature: Path
-) -> tuple[Path, Path]:
-    """A random source of one dense and one MoE layer, and what the program made of it; read only."""
+) -> Callable[[str], tuple[Path, Path]]:
+    """A random source of one dense and one MoE layer, and what the program made of it in a format; read only."""
     home = tmp_path_factory.mktemp("quantized-toy")
     config = toy_config | {"num_hidden_layers": 2, "num_nextn_predict_layers": 0}
     write_checkpoint(home / "source", config, seed=3, shard_gb=0.0005, tokenizer_from=miniature)
-    recipe = {
-        "method": {"name": "rtn"}, "calibration": {"tokens": 256, "sequence": 64}, "output": {"shard_gb": 0.0005},
-    }  # fmt: skip
-    pipeline.run(pipeline.prepare(home / "source", build(recipe, "a test's recipe"), home / "toy-W4AFP8"))
-    return home / "source", home / "toy-W4AFP8"
+
+    @cache
+    def quantize(format_name: str) -> tuple[Path, Path]:
+        out = home / f"toy-{format_name}"
+        recipe = {
+            "method": {"name": "rtn"}, "calibration": {"tokens": 256, "sequence": 64},
+            "output": {"shard_gb": 0.0005, "format": format_name},
+        }  # fmt: skip
+        pipeline.run(pipeline.prepare(home / "source", build(recipe, "a test's recipe"), out))
+        return home / "source", out
+
+    return quantize
+
+
+@pytest.fixture(scope="session")
+def quantized_toy(quantized_toys: Callable[[str], tuple[Path, Path]]) -> tuple[Path, Path]:
+    """The source and the W4AFP8 output as SGLang reads it."""
+    return quantized_toys("sglang_w4afp8")

@@ -169,8 +169,12 @@ def test_what_cannot_be_converted_is_refused_with_the_reason(
     out, there = tmp_path / "out", tmp_path / "ct"
     fp8, sglang = toy("plain"), quantized()
     refused(lambda: convert(fp8, CT, out), RecipeError, "deepseek_fp8, and cannot become .*use w4afp8 quantize", out)
-    refused(lambda: convert(sglang, SGLANG, out), RecipeError, "stands in that format already", out)
-    refused(lambda: convert(sglang, "bf16", out), RecipeError, "'bf16' is no checkpoint format; known: comp", out)
+    refused(lambda: convert(sglang, SGLANG, out), RecipeError, "stands in sglang_w4afp8 already", out)
+    refused(lambda: convert(sglang, "bf16", out), RecipeError, "more digits than bfloat16 holds", out)
+    refused(
+        lambda: convert(sglang, "compressed_tensors_fp8", out), RecipeError, "is no checkpoint format; known: b", out
+    )
+    refused(lambda: convert(sglang, "compressed_tensors_int4", out), RecipeError, "is read, not written", out)
     refused(lambda: convert(sglang, "sglang", out), RecipeError, "did you mean 'sglang_w4afp8'", out)
     convert(sglang, CT, there)
     scales = there / "w4afp8" / "act_scales.safetensors"
@@ -179,9 +183,12 @@ def test_what_cannot_be_converted_is_refused_with_the_reason(
     save_file({"odd": torch.ones(1)}, scales)
     refused(lambda: convert(there, SGLANG, out), FormatError, "does not hold the activation scales", out)
     with_16_bit_attention(sglang)
-    refused(lambda: convert(sglang, CT, out), RecipeError, "q_a_proj.weight stands in bf16", out)
-    with pytest.raises(CheckpointError, match="validate has no proof for compressed_tensors_w4a8"):
-        validate(there)
+    refused(
+        lambda: convert(sglang, CT, out),
+        RecipeError,
+        "kv_a_proj_with_mqa.weight has 16 bits and .* stands in compressed_tensors_fp8",
+        out,
+    )
 
 
 def stops_after(count: int) -> Callable[[], bool]:
@@ -255,3 +262,20 @@ def test_the_command_says_what_was_proven(
     code, _, err = invoke("convert", source, "--format", "nonsense", "-o", tmp_path / "none")
     assert code == 2 and "unknown format 'nonsense'" in err
     assert invoke("inspect", tmp_path / "ct")[0] == 0
+
+
+def test_the_record_describes_the_bytes_that_stand_here_now(quantized: Callable[..., Path], tmp_path: Path) -> None:
+    """Card and report show it; what quantizing began with stays what it was."""
+    source = quantized()
+    convert(source, CT, tmp_path / "ct")
+    before, after = (json.loads((f / "w4afp8/record.json").read_text()) for f in (source, tmp_path / "ct"))
+    assert after["bits_per_weight"] < before["bits_per_weight"] == 4.25, "scales of 16 bits instead of 32"
+    for role, row in after["tensors_by_role"].items():
+        assert (row["count"], row["bytes_in"]) == tuple(
+            before["tensors_by_role"][role][k] for k in ("count", "bytes_in")
+        )
+    assert after["tensors_by_role"]["routed expert"]["format"] == CT
+    assert "deepseek_fp8" not in {row["format"] for row in after["tensors_by_role"].values()}
+    sizes = [p.stat().st_size for p in (tmp_path / "ct").glob("model-*.safetensors")]
+    stored = sum(row["bytes_out"] for row in after["tensors_by_role"].values())
+    assert 0 < sum(sizes) - stored < 0.2 * sum(sizes), "all but the headers"

@@ -20,7 +20,7 @@ from w4afp8 import formats, pipeline, quantize
 from w4afp8.checkpoint.reader import CheckpointReader
 from w4afp8.convert import resources
 from w4afp8.errors import CalibrationError, CheckpointError, QuantizationError, RecipeError, ResourceError, ResumeError
-from w4afp8.quantize.rtn import round_to_nearest
+from w4afp8.quantize._grid import INT4
 from w4afp8.recipes._recipe import Recipe
 from w4afp8.terminal.inspect_view import inspect_json
 from w4afp8.validate import validate
@@ -101,7 +101,7 @@ def test_plain_rounding_is_plain_rounding_of_every_expert(toy: Toy, small_recipe
     assert len(names) == 3 * 4 * 3
     for name in names:
         real = fp8.unpack({".weight": before[name], ".weight_scale_inv": before[f"{name}_scale_inv"]}).dequantize()
-        for suffix, tensor in int4.pack(round_to_nearest(real)).items():
+        for suffix, tensor in int4.pack(INT4.round_to_nearest(real)).items():
             assert torch.equal(after[name.removesuffix(".weight") + suffix], tensor)
 
 
@@ -311,14 +311,15 @@ def test_a_bad_number_of_a_method_is_not_written(
     toy: Toy, small_recipe: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from w4afp8.formats._spec import GroupWeight
-    from w4afp8.quantize import rtn
+
+    plain = INT4.round_to_nearest
 
     def broken(weight: Tensor) -> GroupWeight:
-        good = round_to_nearest(weight)
+        good = plain(weight)
         good.scale_NG[0, 0] = math.nan
         return good
 
-    monkeypatch.setattr(rtn, "round_to_nearest", broken)
+    monkeypatch.setattr(INT4, "round_to_nearest", broken)
     with pytest.raises(
         QuantizationError, match=r"model.layers.1.mlp.experts.0.gate_proj.weight: the scale of row 0, group 0"
     ):

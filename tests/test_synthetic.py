@@ -83,6 +83,8 @@ def test_shards_keep_to_their_limit(toy: Toy) -> None:
 def test_what_is_no_configuration_is_refused(tmp_path: Path, toy_config: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match="hidden_size"):
         write_checkpoint(tmp_path / "x", toy_config | {"hidden_size": 0})
-    with pytest.raises(RecipeError, match="dtype is 'fp4'"):
-        write_checkpoint(tmp_path / "x", toy_config, dtype="fp4")  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match="unknown format 'fp4'"):
+        write_checkpoint(tmp_path / "x", toy_config, dtype="fp4")
+    with pytest.raises(RecipeError, match="activation scales come from calibration"):
+        write_checkpoint(tmp_path / "x", toy_config, dtype="sglang_w4afp8")
     assert not (tmp_path / "x").exists()

@@ -47,14 +47,14 @@ def code_of(command: Callable[[], Any]) -> int:
         usage.show()
         return usage.exit_code
     except (KeyboardInterrupt, click.Abort):
-        ERR.print("interrupted; finished layers are kept, run the same command to go on")
+        ERR.print("interrupted; what was finished is kept, run the same command to go on")
         return INTERRUPTED
     except OSError as error:
         ERR.print("error:", style="bold red", end=" ")
         ERR.print(f"{error}; what was finished is kept, run the same command to go on", markup=False, soft_wrap=True)
         return 4
     except MemoryError:
-        ERR.print("error: out of memory; lower calibration.tokens", style="bold red")
+        ERR.print("error: out of memory; lower calibration.tokens (quantize) or --jobs (convert)", style="bold red")
         return 4
     return 0
 

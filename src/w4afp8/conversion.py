@@ -7,7 +7,7 @@ back, write -> publish.  Atomic and resumable as `pipeline` is, by the same jour
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from w4afp8 import _version, formats
 from w4afp8.checkpoint import atomic
 from w4afp8.checkpoint.journal import Journal
 from w4afp8.checkpoint.reader import CheckpointReader, read_json
+from w4afp8.convert import jobs as parallel
 from w4afp8.convert import output, resources
+from w4afp8.convert.plan import Plan
 from w4afp8.convert.plan_convert import Translation, plan_translation
 from w4afp8.convert.publish import finish, side_files
 from w4afp8.convert.resources import Needs
@@ -27,11 +29,11 @@ from w4afp8.convert.translate import check_values, write_input_scales, write_uni
 from w4afp8.errors import Stopped
 from w4afp8.events import Listener, ignore
 from w4afp8.recipes._recipe import Resume
-from w4afp8.record import INPUTS, RECORD, RECORD_FOLDER
+from w4afp8.record import INPUTS, RECORD, RECORD_FOLDER, bits_per_weight, tensors_by_role
 
 CONVERSION = "conversion.json"
 STATE = "state"
-PROOF = "every 4-bit matrix was read back and equals the source's, bit for bit; the rest are the source's bytes"
+PROOF = "every matrix that moved was read back and holds the source's numbers; the rest are the source's bytes"
 # Of the source's own folder: what stays true of the numbers.  Its record is carried with the new digests.
 CARRIED = ("recipe.yaml", INPUTS)
 # A matrix while it is translated: its bytes, its codes, the packed result, and both read back.
@@ -45,21 +47,25 @@ class Conversion:
     translation: Translation
     needs: Needs
     out: Path
+    jobs: int
 
 
-def prepare(source: Path, format_name: str, out: Path, shard_gb: float) -> Conversion:
-    """Read the headers and plan every tensor; nothing is written.
+def prepare(source: Path, format_name: str, out: Path, shard_gb: float, jobs: int | None = None) -> Conversion:
+    """Read the headers and plan every tensor; nothing is written.  `jobs` experts at a time (default: by the cores).
 
     Raises: RecipeError, CheckpointError, FormatError with the reason.
     """
     target = formats.checkpoint(format_name)
     translation = plan_translation(CheckpointReader(source), target, shard_gb)
-    form = translation.source.expert_weight
-    weights = (form.specs("", *place.shape) for step in translation.steps for place in step.sources)
+    weights = (
+        translation.forms(step)[0].specs("", *place.shape) for step in translation.steps for place in step.sources
+    )
     largest = max((sum(spec.span_bytes for spec in specs) for specs in weights), default=0)
     resident = psutil.Process().memory_info().rss
-    needs = Needs(resident, {"one matrix": COPIES * largest}, output=translation.plan.total_bytes, state=0)
-    return Conversion(translation, needs, out)
+    jobs = parallel.default() if jobs is None else parallel.check(jobs)
+    phases = {"one matrix a job": jobs * COPIES * largest}
+    needs = Needs(resident, phases, output=translation.plan.total_bytes, state=0, remedy="lower --jobs")
+    return Conversion(translation, needs, out, jobs)
 
 
 def run(
@@ -82,6 +88,7 @@ def run(
     if journal.fingerprint is None:
         check_values(
             prepared.translation,
+            prepared.jobs,
             lambda done, of: listener({"event": "progress", "unit": "source values", "done": done, "of": of}),
         )
     journal.open(_fingerprint(prepared))
@@ -101,7 +108,7 @@ def _write_units(prepared: Conversion, journal: Journal, listener: Listener, sto
         if stop():
             raise Stopped(f"stopped before {unit.name}; everything before it is kept, run the same command to go on")
         began = time.monotonic()
-        journal.finish(unit.name, {"digests": write_unit(prepared.translation, prepared.out, unit)})
+        journal.finish(unit.name, {"digests": write_unit(prepared.translation, prepared.out, unit, prepared.jobs)})
         seconds = round(time.monotonic() - began, 3)
         listener({"event": "unit", "unit": unit.name, "layer": unit.layer, "seconds": seconds})
 
@@ -135,9 +142,17 @@ def _publish(prepared: Conversion, journal: Journal) -> dict[str, Any]:
     own, theirs = out / RECORD_FOLDER, reader.folder / RECORD_FOLDER
     atomic.write_json(own / CONVERSION, found)
     if (theirs / RECORD).exists():
-        atomic.write_json(own / RECORD, read_json(theirs / RECORD) | {"format": plan.target.name, "digests": digests})
+        atomic.write_json(own / RECORD, _record(read_json(theirs / RECORD), plan) | {"digests": digests})
     for name in CARRIED:
         if (theirs / name).is_file():
             atomic.copy_file(theirs / name, own / name)
     finish(out, plan, reader, [n for n in side_files(reader.folder) if not n.startswith(f"{RECORD_FOLDER}/")])
     return found
+
+
+def _record(theirs: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """The source's record, with the bytes and formats that stand here now beside those that quantizing began with."""
+    before, after = theirs.get("tensors_by_role") or {}, tensors_by_role(plan)
+    for role, row in after.items():
+        row["bytes_in"] = before.get(role, row).get("bytes_in")
+    return {**theirs, "format": plan.target.name, "bits_per_weight": bits_per_weight(plan), "tensors_by_role": after}

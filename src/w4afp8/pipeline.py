@@ -24,7 +24,7 @@ from w4afp8.checkpoint.reader import CheckpointReader
 from w4afp8.convert import output, resources
 from w4afp8.convert.execute import UnitWriter
 from w4afp8.convert.plan import Plan, Unit
-from w4afp8.convert.plan_quantize import make_plan
+from w4afp8.convert.plan_quantize import make_plan, refuse_quantized
 from w4afp8.convert.publish import publish
 from w4afp8.convert.resources import Needs
 from w4afp8.convert.state import StateFiles
@@ -32,6 +32,7 @@ from w4afp8.convert.survey import Identity, headers_identity, survey_values
 from w4afp8.errors import RecipeError, Stopped
 from w4afp8.events import EventLog, Listener, ignore
 from w4afp8.families._inventory import take_inventory
+from w4afp8.families._spec import Dimensions
 from w4afp8.model.decoder import Decoder
 from w4afp8.model.weights import Weights
 from w4afp8.quantize._coverage import check_coverage, count_tokens
@@ -70,8 +71,15 @@ def prepare(model: Path, recipe: Recipe, out: Path, data: Callable[[str], Path] 
     reader = CheckpointReader(model)
     recipe, method = quantize.resolve(recipe)
     family = families.of(reader.config)
-    dimensions = family.dimensions(reader.config)
+    dimensions = families.decodable(family, reader.config)
+    refuse_quantized(family, dimensions, reader.specs, recipe.output.format)
     inventory = take_inventory(family, dimensions, reader.specs)
+    longest, sequence = dimensions.longest, recipe.calibration.sequence
+    if longest is not None and sequence > longest:
+        raise RecipeError(
+            f"calibration.sequence is {sequence}; up to {longest} tokens attention sees every position, beyond them "
+            "the model's indexer chooses, which is not computed here"
+        )
     plan = make_plan(family, dimensions, reader.config, inventory, recipe)
     sources = [BUNDLED_TEXT if name == BUNDLED else data(name) for name in recipe.calibration.data]
     tokens_BS = choose_sequences(
@@ -169,7 +177,7 @@ def _run_unit(
     folded: dict[str, Tensor] = {}
     with UnitWriter(prepared.out, unit) as writer:
         if layer is not None and current is not None:
-            if d.is_moe(layer) and _is_quantized(prepared.plan, layer):
+            if d.is_moe(layer) and _is_quantized(prepared.plan, unit, layer):
                 if d.is_mtp(layer):
                     current = decoder.mtp_input(layer, prepared.tokens_BS[:, layer - d.layers :], current)
                 result = quantize_layer(
@@ -191,8 +199,10 @@ def _run_unit(
     return current, {**record, "digests": writer.digests}
 
 
-def _is_quantized(plan: Plan, layer: int) -> bool:
-    return any(spec.name.startswith(f"{plan.family.expert(layer, 0)}.") for spec in plan.input_scales)
+def _is_quantized(plan: Plan, unit: Unit, layer: int) -> bool:
+    """Whether the layer's experts are made, not copied."""
+    stem = f"{plan.family.expert(plan.dimensions, layer, 0)}."
+    return not any(name.startswith(stem) for name in unit.copies)
 
 
 def _unit_event(unit: Unit, record: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -212,6 +222,7 @@ def _unit_event(unit: Unit, record: dict[str, Any], seconds: float) -> dict[str,
 def decoder_of(prepared: Run) -> Decoder:
     plan = prepared.plan
     weights = Weights(prepared.reader, plan.inventory, prepared.recipe.compute.device)
+    assert isinstance(plan.dimensions, Dimensions)  # `prepare` asked for a family with a forward pass
     return Decoder(plan.family, plan.dimensions, weights)
 
 

@@ -134,7 +134,7 @@ def test_a_recipe_that_engines_cannot_load_is_refused(
 def test_an_expert_whose_inputs_are_no_whole_groups_is_named(toy: Callable[..., Path], field: str, matrix: str) -> None:
     folder = toy(**{field: 192})
     with pytest.raises(
-        RecipeError, match=rf"experts\.0\.{matrix} is \[.*192\]; .*groups of 128 inputs, and 192"
+        RecipeError, match=rf"experts\.0\.{matrix} is \[.*192\]; .*K = 192 is not a multiple of the group size 128"
     ) as caught:
         plan_of(folder)
     assert caught.value.exit_code == 2

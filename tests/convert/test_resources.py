@@ -15,7 +15,7 @@ from w4afp8.convert.resources import Needs
 from w4afp8.errors import ResourceError
 from w4afp8.families._inventory import take_inventory
 from w4afp8.recipes._load import load
-from w4afp8.synthetic import _specs
+from w4afp8.synthetic import specs_of, style_of
 
 Disk = namedtuple("Disk", "total used free")
 Memory = namedtuple("Memory", "available")
@@ -24,7 +24,7 @@ Memory = namedtuple("Memory", "available")
 def needs_of(config: dict[str, Any], tokens: int, sequence: int = 512) -> Needs:
     family = families.of(config)
     d = family.dimensions(config)
-    specs = {s.name: s for item in family.expected(d).values() for s in _specs(item, "fp8")}
+    specs = {s.name: s for item in family.expected(d).values() for s in specs_of(item, style_of("fp8"))}
     recipe, method = quantize.resolve(load("balanced"))
     plan = make_plan(family, d, config, take_inventory(family, d, specs), recipe)
     return resources.estimate(plan, method, tokens, sequence)

@@ -14,7 +14,7 @@ from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.errors import CheckpointError, RecipeError
 from w4afp8.families._inventory import take_inventory
 from w4afp8.families._spec import Role, expert_matrices
-from w4afp8.synthetic import _specs
+from w4afp8.synthetic import specs_of, style_of
 
 FAMILY = families.get("deepseek_v3")
 
@@ -86,7 +86,7 @@ def published() -> Shapes:
 def header_specs(config: dict[str, Any], dtype: str = "fp8") -> dict[str, TensorSpec]:
     """The headers of a sound checkpoint."""
     expected = FAMILY.expected(FAMILY.dimensions(config))
-    return {spec.name: spec for item in expected.values() for spec in _specs(item, dtype)}
+    return {spec.name: spec for item in expected.values() for spec in specs_of(item, style_of(dtype))}
 
 
 def refuse(config: dict[str, Any], specs: dict[str, TensorSpec]) -> str:
@@ -136,7 +136,7 @@ def test_the_miniature_is_whole(miniature: Path) -> None:
 
 
 def test_expert_names() -> None:
-    assert expert_matrices(FAMILY, 3, 17) == tuple(
+    assert expert_matrices(FAMILY, FAMILY.dimensions(R1), 3, 17) == tuple(
         f"model.layers.3.mlp.experts.17.{p}_proj.weight" for p in ("gate", "up", "down")
     )
 
@@ -226,14 +226,16 @@ def test_all_problems_are_listed_at_once_and_counted_when_many(toy_config: dict[
     assert "2 problems" in said and "model.norm.weight" in said and "odd" in said
 
 
-def test_extra_tensors_that_a_format_adds_must_be_there_exactly_so(toy_config: dict[str, Any]) -> None:
+def test_extra_numbers_that_a_format_adds_must_be_there_and_be_numbers(toy_config: dict[str, Any]) -> None:
     wanted = {"x.input_scale": TensorSpec("x.input_scale", "F32", (1,))}
     d, specs = FAMILY.dimensions(toy_config), header_specs(toy_config)
     with pytest.raises(CheckpointError, match=r"x.input_scale is missing: expected F32 \[1\]"):
         take_inventory(FAMILY, d, specs, wanted)
-    with pytest.raises(CheckpointError, match=r"x.input_scale \(BF16 \[1\]\): expected F32 \[1\]"):
-        take_inventory(FAMILY, d, specs | {"x.input_scale": TensorSpec("x.input_scale", "BF16", (1,))}, wanted)
-    take_inventory(FAMILY, d, specs | wanted, wanted)
+    for dtype, shape in (("I32", (1,)), ("F32", (2,)), ("F32", (1, 1))):
+        with pytest.raises(CheckpointError, match=r"x.input_scale \(.*\): expected F32 \[1\]"):
+            take_inventory(FAMILY, d, specs | {"x.input_scale": TensorSpec("x.input_scale", dtype, shape)}, wanted)
+    for dtype, shape in (("F32", (1,)), ("BF16", (1,)), ("BF16", ())):
+        take_inventory(FAMILY, d, specs | {"x.input_scale": TensorSpec("x.input_scale", dtype, shape)}, wanted)
 
 
 LIES: list[tuple[str, Any]] = [
@@ -290,11 +292,11 @@ def test_a_config_of_another_shape_names_the_tensors_that_disagree(toy_config: d
     assert ".layers.2." in fewer and ".layers.3." in fewer
 
 
-@pytest.mark.parametrize("model_type", [None, "llama", "deepseek_v32", "", 3, [], {}])
+@pytest.mark.parametrize("model_type", [None, "llama", "deepseek_v2", "", 3, [], {}])
 def test_a_family_nobody_knows_is_refused(model_type: Any) -> None:
     with pytest.raises(CheckpointError, match=r"model_type is .*known: .*deepseek_v3"):
         families.of({"model_type": model_type})
-    with pytest.raises(RecipeError, match="did you mean 'deepseek_v3'"):
+    with pytest.raises(RecipeError, match=r"did you mean 'deepseek_v\d'"):
         families.get("deepseek_v2")
 
 
@@ -320,3 +322,41 @@ def test_a_config_without_mtp_promises_none(toy_config: dict[str, Any]) -> None:
     without = FAMILY.without_mtp(toy_config)
     assert FAMILY.dimensions(without).all_layers == 3
     assert toy_config["num_nextn_predict_layers"] == 1
+
+
+V32 = R1 | {"model_type": "deepseek_v32", "index_n_heads": 64, "index_head_dim": 128, "index_topk": 2048}
+# formats A1: what V3.2 adds to every layer below `self_attn.indexer.`
+A1_INDEXER = {
+    "wq_b.weight": ((8192, 1536), (64, 12)), "wk.weight": ((128, 7168), (1, 56)), "k_norm.weight": ((128,), None),
+    "k_norm.bias": ((128,), None), "weights_proj.weight": ((64, 7168), None),
+}  # fmt: skip
+
+
+def test_v32_adds_its_indexer_to_every_layer() -> None:
+    before, after = header_specs(R1), header_specs(V32)
+    added = {name: spec.shape for name, spec in after.items() if name not in before}
+    expected = {}
+    for layer in range(62):
+        for name, (shape, scale) in A1_INDEXER.items():
+            expected[f"model.layers.{layer}.self_attn.indexer.{name}"] = shape
+            if scale:
+                expected[f"model.layers.{layer}.self_attn.indexer.{name}_scale_inv"] = scale
+    assert added == expected and not set(before) - set(after)
+    weights_proj = "model.layers.0.self_attn.indexer.weights_proj.weight"
+    assert after[weights_proj].dtype == "BF16", "16 bits also where the rest is FP8"
+    for dtype in ("F32", "BF16"):  # transformers keeps it in float32
+        specs = after | {weights_proj: TensorSpec(weights_proj, dtype, (64, 7168))}
+        assert take_inventory(FAMILY, FAMILY.dimensions(V32), specs)[weights_proj].expected.role is Role.INDEXER
+
+
+def test_transformers_saves_v32s_names(golden: Path) -> None:
+    saved = json.loads((golden / "transformers_names.json").read_text())["deepseek_v32"]
+    expected = FAMILY.expected(FAMILY.dimensions({"model_type": "deepseek_v32", **saved["config_args"]}))
+    assert {name: list(item.shape) for name, item in expected.items()} == {n: s for n, (_, s) in saved["saved"].items()}
+
+
+def test_v32_needs_the_indexers_sizes() -> None:
+    with pytest.raises(CheckpointError, match=r"index_n_heads is None(.|\n)*index_topk is None"):
+        FAMILY.dimensions(R1 | {"model_type": "deepseek_v32", "index_head_dim": 8})
+    with pytest.raises(CheckpointError, match="the indexer reads the latent query"):
+        FAMILY.dimensions(V32 | {"q_lora_rank": None})

@@ -37,6 +37,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "wide values": {"v_head_dim": 40},
     "epsilon": {"rms_norm_eps": 0.01},
     "tied": {"tie_word_embeddings": True},
+    "indexer that shows every position": {
+        "model_type": "deepseek_v32",
+        "index_n_heads": 2,
+        "index_head_dim": 16,
+        "index_topk": 96,
+    },
 }
 
 
@@ -49,10 +55,10 @@ def open_decoder(folder: Path) -> Decoder:
 
 def transformers_model(decoder: Decoder, config: dict[str, Any]) -> Any:
     """transformers' model in float32 with the weights that our reader dequantizes (never its own FP8 path)."""
-    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     kept = {key: value for key, value in config.items() if key not in ("quantization_config", "torch_dtype")}
-    model = DeepseekV3ForCausalLM(DeepseekV3Config(**kept)).float().eval()
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**kept)).float().eval()
     state: dict[str, Tensor] = {}
     experts: dict[int, list[str]] = {}
     for name, item in decoder.weights.inventory.items():
@@ -165,3 +171,16 @@ def test_an_mtp_layer_sees_the_next_token(toy: Callable[..., Path]) -> None:
     expected = torch.cat((follower, hidden), -1) @ weights.matrix("model.layers.3.eh_proj.weight").T
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert found.shape == (2, 11, decoder.d.hidden)
+
+
+def test_beyond_what_the_indexer_shows_is_refused(toy: Callable[..., Path], tmp_path: Path) -> None:
+    from w4afp8 import pipeline
+    from w4afp8.errors import CheckpointError, RecipeError
+    from w4afp8.recipes._load import build
+
+    folder = toy(model_type="deepseek_v32", index_n_heads=2, index_head_dim=16, index_topk=32)
+    with pytest.raises(CheckpointError, match="the best 32 positions"):
+        open_decoder(folder).embed(torch.zeros(1, 33, dtype=torch.long))
+    recipe = build({"calibration": {"tokens": 256, "sequence": 64}}, "a test's recipe")
+    with pytest.raises(RecipeError, match=r"calibration\.sequence is 64; up to 32 tokens"):
+        pipeline.prepare(folder, recipe, tmp_path / "out")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from w4afp8.numerics import distance, groups
 from w4afp8.quantize import _gram, _rounding, _scales
-from w4afp8.quantize.rtn import round_to_nearest
+from w4afp8.quantize._grid import INT4
 
 Golden = Callable[[str], dict[str, Tensor]]
 SEEDS = st.integers(0, 2**31)
@@ -38,7 +38,7 @@ def is_bf16(scale: Tensor) -> bool:
 @given(SEEDS)
 def test_plain_rounding_costs_at_most_half_a_step_where_nothing_saturates(seed: int) -> None:
     weight, _ = problem(seed)
-    q = round_to_nearest(weight)
+    q = INT4.round_to_nearest(weight)
     step = groups.expand(q.scale_NG)
     difference = (q.dequantize() - weight).abs()
     inside = (weight <= 7.5 * step) & (weight >= -8.5 * step)
@@ -51,7 +51,7 @@ def test_plain_rounding_costs_at_most_half_a_step_where_nothing_saturates(seed: 
 def test_plain_rounding_takes_compressed_tensors_scale(golden_tensors: Golden) -> None:
     """compressed-tensors 0.20: amax/7.5; it keeps float32 where we keep the bf16 that consumers read."""
     peer = golden_tensors("int4_group_quantize")
-    q = round_to_nearest(peer["w_bf16"].float())
+    q = INT4.round_to_nearest(peer["w_bf16"].float())
     alive = peer["amax_div7_f32"] > 0
     assert torch.equal(q.scale_NG[alive], peer["ct_bf16.scale"].float()[alive])
     assert q.scale_NG[~alive].tolist() == [1.0] * int((~alive).sum())
@@ -63,7 +63,7 @@ def test_plain_rounding_takes_compressed_tensors_scale(golden_tensors: Golden) -
 
 @pytest.mark.parametrize("fill", [0.0, 1e-30, 3.0, -3.0, 1e30])
 def test_equal_rows_of_any_size_are_rounded_to_finite_numbers(fill: float) -> None:
-    q = round_to_nearest(torch.full((2, 256), fill))
+    q = INT4.round_to_nearest(torch.full((2, 256), fill))
     assert torch.isfinite(q.dequantize()).all()
     assert (q.scale_NG > 0).all()
     torch.testing.assert_close(q.dequantize(), torch.full((2, 256), fill), rtol=0.08, atol=0)
@@ -88,7 +88,7 @@ def test_searched_scales_are_never_worse_than_amax_over_seven(seed: int) -> None
 @given(SEEDS, st.integers(1, 3))
 def test_descent_never_raises_the_error(seed: int, sweeps: int) -> None:
     weight, gram = problem(seed)
-    q = round_to_nearest(weight)
+    q = INT4.round_to_nearest(weight)
     codes = _rounding.descend(weight, gram, q.codes_NK, q.scale_NG, sweeps)
     assert codes.dtype == torch.int8 and codes.min() >= -8 and codes.max() <= 7
     for n in range(len(weight)):
@@ -100,7 +100,7 @@ def test_descent_never_raises_the_error(seed: int, sweeps: int) -> None:
 def test_descent_ends_where_no_single_code_can_help() -> None:
     """By brute force: after enough sweeps no code, changed alone, lowers its row's error."""
     weight, gram = problem(5, n=2, k=128)
-    q = round_to_nearest(weight)
+    q = INT4.round_to_nearest(weight)
     codes = _rounding.descend(weight, gram, q.codes_NK, q.scale_NG, 50)
     best = error(weight, gram, codes, q.scale_NG)
     for n in range(2):
@@ -114,7 +114,7 @@ def test_descent_ends_where_no_single_code_can_help() -> None:
 @given(SEEDS)
 def test_refitted_scales_never_raise_the_error(seed: int) -> None:
     weight, gram = problem(seed)
-    q = round_to_nearest(weight)
+    q = INT4.round_to_nearest(weight)
     scale = _scales.refit(weight, gram, q.codes_NK, q.scale_NG)
     assert is_bf16(scale) and (scale > 0).all()
     for n in range(len(weight)):
@@ -126,7 +126,7 @@ def test_refitted_scales_never_raise_the_error(seed: int) -> None:
 def test_a_refitted_scale_stays_positive_whatever_the_codes() -> None:
     """Codes of the opposite sign ask for a negative scale; no consumer reads one."""
     weight, gram = problem(11)
-    q = round_to_nearest(weight)
+    q = INT4.round_to_nearest(weight)
     opposite = (-q.codes_NK).clamp(-8, 7)
     scale = _scales.refit(weight, gram, opposite, q.scale_NG)
     assert (scale > 0).all() and is_bf16(scale)
@@ -149,7 +149,7 @@ def test_feedback_under_a_diagonal_gram_is_plain_rounding(seed: int) -> None:
 @given(SEEDS)
 def test_feedback_beats_plain_rounding_on_correlated_inputs(seed: int) -> None:
     weight, gram = problem(seed)
-    q = round_to_nearest(weight)
+    q = INT4.round_to_nearest(weight)
     codes, scale = _rounding.feedback(weight, gram)
     assert codes.min() >= -8 and codes.max() <= 7
     assert error(weight, gram, codes, scale) < error(weight, gram, q.codes_NK, q.scale_NG)

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -137,13 +138,18 @@ def test_a_snapshot_of_the_hubs_cache_is_named_after_its_repository(tmp_path: Pa
     assert origin_of(tmp_path) == {"name": tmp_path.name, "hub_id": None, "revision": None}
 
 
+@pytest.mark.parametrize("format_name", ["sglang_w4afp8", "compressed_tensors_w4a8"])
 @pytest.mark.parametrize("kind", WATCHED)
-def test_every_flipped_byte_is_caught(quantized_toy: tuple[Path, Path], tmp_path: Path, kind: str) -> None:
-    """200 trials in all: one byte, anywhere in the file, changed to any other value."""
-    source, out = quantized_toy[0], Path(shutil.copytree(quantized_toy[1], tmp_path / "out"))
+def test_every_flipped_byte_is_caught(
+    quantized_toys: Callable[[str], tuple[Path, Path]], tmp_path: Path, kind: str, format_name: str
+) -> None:
+    """200 trials in all for each format: one byte, anywhere in the file, changed to any other value."""
+    source, made = quantized_toys(format_name)
+    out = Path(shutil.copytree(made, tmp_path / "out"))
     pattern, trials = WATCHED[kind]
     chance = random.Random(kind)
-    files = sorted(out.glob(pattern))
+    files = sorted(out.rglob(pattern))
+    assert files
     missed = []
     for _ in range(trials):
         path = chance.choices(files, [file.stat().st_size for file in files])[0]

@@ -47,5 +47,5 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically: two-space indent, keys in the given order, final newline."""
-    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    """Write JSON atomically: two-space indent, keys in the given order, final newline; half a character is escaped."""
+    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))

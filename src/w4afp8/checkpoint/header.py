@@ -10,6 +10,7 @@ import json
 import math
 import struct
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,17 @@ MOST_DIMENSIONS = 64  # torch's own limit; the product of a million of them woul
 METADATA = "__metadata__"
 
 
-def read_header(path: Path) -> tuple[list[TensorSpec], dict[str, str]]:
+def read_header(path: Path, size_bytes: int | None = None) -> tuple[list[TensorSpec], dict[str, str]]:
     """Every tensor of one file in the order of its data, and the file's metadata; no data byte is read.
+
+    `size_bytes` is the whole file's where `path` holds nothing but its header.
 
     Raises: CheckpointError for a truncated file, a header that is no JSON object or names a tensor twice, unknown
     dtypes, shapes and offsets that disagree, overlaps, holes, and bytes after the last tensor.
     """
     if not path.is_file():  # a directory, a pipe that would never answer
         raise CheckpointError(f"{path.name}: not a file in {path.parent}; fetch it again")
-    size_bytes = path.stat().st_size
+    size_bytes = path.stat().st_size if size_bytes is None else size_bytes
     with path.open("rb") as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
@@ -39,6 +42,8 @@ def read_header(path: Path) -> tuple[list[TensorSpec], dict[str, str]]:
                 "the file is truncated or is not safetensors, fetch it again"
             )
         raw = file.read(length)
+        if len(raw) < length:
+            raise CheckpointError(f"{path.name}: {len(raw)} bytes of a header of {length}; fetch it again")
     entries = _parse(raw, path.name)
     metadata = entries.pop(METADATA, {})
     problems: list[str] = []
@@ -55,21 +60,23 @@ def read_header(path: Path) -> tuple[list[TensorSpec], dict[str, str]]:
 
 
 def _parse(raw: bytes, file_name: str) -> dict[str, Any]:
-    def refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise CheckpointError(f"{file_name}: the header names {key!r} twice")
-            found[key] = value
-        return found
-
     try:
-        entries = json.loads(raw, object_pairs_hook=refuse_twins)
+        entries = json.loads(raw, object_pairs_hook=partial(refuse_twins, f"{file_name}: the header"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file_name}: the header is not JSON ({error}); fetch the file again") from error
     if not isinstance(entries, dict):
         raise CheckpointError(f"{file_name}: the header is a JSON {type(entries).__name__}, expected an object")
     return entries
+
+
+def refuse_twins(what: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object for `json.loads`.  Raises: CheckpointError when a key stands in it twice: parsers take either."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        again = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise CheckpointError(f"{what} names {again!r} twice")
+    return found
 
 
 def _check_entry(name: str, entry: Any, file_name: str, data_begin: int) -> tuple[list[str], list[TensorSpec]]:

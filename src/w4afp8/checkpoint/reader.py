@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from w4afp8.checkpoint.header import read_header
+from w4afp8.checkpoint.header import read_header, refuse_twins
 from w4afp8.checkpoint.spec import DTYPES, TensorSpec
 from w4afp8.errors import CheckpointError, W4AFP8Error, raise_all
 
@@ -38,6 +40,7 @@ class CheckpointReader:
         self.shards: tuple[str, ...] = tuple(sorted(set(weight_map.values())))
         self.specs: dict[str, TensorSpec] = self._specs(weight_map)
         self._files: dict[str, int] = {}
+        self._opening = threading.Lock()
 
     def _weight_map(self) -> dict[str, str]:
         index, single = self.folder / INDEX, self.folder / SINGLE
@@ -106,6 +109,17 @@ class CheckpointReader:
         self._fill(spec, raw, 0)
         return raw.view(DTYPES[spec.dtype]).view(spec.shape)
 
+    def read_across(self, name: str, index: int) -> Tensor:
+        """Element `index` of the second axis, [A, B, ...] -> [A, ...], read in A pieces."""
+        spec = self.specs[name]
+        pieces = []
+        for outer in range(spec.shape[0]):
+            run = spec.part(outer).part(index)
+            raw = torch.empty(run.span_bytes, dtype=torch.uint8)
+            self._fill(run, raw, 0)
+            pieces.append(raw)
+        return torch.stack(pieces).view(DTYPES[spec.dtype]).view(spec.shape[0], *spec.shape[2:])
+
     def read_bytes(self, name: str, chunk_bytes: int = 16 << 20) -> Iterator[Tensor]:
         """The tensor's bytes in pieces: uint8 [at most chunk_bytes] each, for copies that must stay small."""
         spec = self.specs[name]
@@ -115,8 +129,9 @@ class CheckpointReader:
             yield raw
 
     def _fill(self, spec: TensorSpec, raw: Tensor, skip_bytes: int) -> None:
-        if spec.shard not in self._files:
-            self._files[spec.shard] = os.open(self.shard_path(spec.shard), os.O_RDONLY)
+        with self._opening:
+            if spec.shard not in self._files:
+                self._files[spec.shard] = os.open(self.shard_path(spec.shard), os.O_RDONLY)
         buffer = raw.numpy().data
         done = 0
         while done < len(buffer):
@@ -150,9 +165,14 @@ def refuse_link_out(folder: Path, path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.  Raises: CheckpointError when it is missing, no JSON or no object."""
+    """A JSON object from a file.
+
+    Raises: CheckpointError when it is missing, no file, no JSON, no object, or names something twice.
+    """
+    if path.exists() and not path.is_file():  # a folder, a pipe that would never answer
+        raise CheckpointError(f"{path.name}: no file in {path.parent}; fetch it again")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=partial(refuse_twins, path.name))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path.name}: not found in {path.parent}") from error
     except (ValueError, UnicodeDecodeError, RecursionError) as error:

@@ -15,8 +15,9 @@ from w4afp8.commands._shared import ERR, JSON_FLAG, MODEL_HELP, OUT, print_json
 @click.option("--model", "--model-id", required=True, help=MODEL_HELP + " DeepSeek-R1 means deepseek-ai/DeepSeek-R1.")
 @click.option("--revision", help="Branch, tag or commit of a Hub model.")
 @click.option("--recipe", default=recipes.DEFAULT, show_default=True, help="A recipe's name or a YAML file.")
+@click.option("--scheme", type=click.Choice(["W4AFP8", "MXFP4"]), help="What the experts become; default: W4AFP8.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override the recipe; may be repeated.")
-@click.option("-o", "--output-dir", type=click.Path(path_type=Path), help="Default: ./MODEL-W4AFP8.")
+@click.option("-o", "--output-dir", type=click.Path(path_type=Path), help="Default: ./MODEL-SCHEME.")
 @click.option("--data", multiple=True, help="Calibration text: JSONL, text, parquet, a folder, or a Hub data set.")
 @click.option("--mtp", type=click.Choice(["auto", "quantize", "native", "drop"]), help="Multi-token-prediction layers.")
 @click.option("--device", help="Where arithmetic runs: cpu, cuda, cuda:1.")
@@ -26,9 +27,9 @@ from w4afp8.commands._shared import ERR, JSON_FLAG, MODEL_HELP, OUT, print_json
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 @JSON_FLAG
 def quantize(
-    model: str, revision: str | None, recipe: str, settings: tuple[str, ...], output_dir: Path | None,
-    data: tuple[str, ...], mtp: str | None, device: str | None, resume: str, allow_cold_experts: bool,
-    dry_run: bool, quiet: bool, as_json: bool,
+    model: str, revision: str | None, recipe: str, scheme: str | None, settings: tuple[str, ...],
+    output_dir: Path | None, data: tuple[str, ...], mtp: str | None, device: str | None, resume: str,
+    allow_cold_experts: bool, dry_run: bool, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Quantize a checkpoint's routed experts to 4 bits.  An interrupted run goes on when run again."""
     from w4afp8 import hub, pipeline
@@ -42,6 +43,7 @@ def quantize(
 
     resources.return_freed_memory()
     flags = [
+        (f"scheme={scheme}", scheme),
         (f"mtp={mtp}", mtp),
         (f"compute.device={device}", device),
         ("coverage.allow_cold=true", allow_cold_experts),
@@ -49,7 +51,7 @@ def quantize(
     ]
     chosen = load(recipe, [*settings, *(text for text, given in flags if given)])
     folder = hub.find_model(model, revision)
-    out = output_dir or Path(f"{Path(model).name or folder.name}-W4AFP8")
+    out = output_dir or Path(f"{Path(model).name or folder.name}-{chosen.scheme}")
     run = pipeline.prepare(folder, chosen, out, hub.find_data)
     text = not (quiet or as_json)
     if dry_run:

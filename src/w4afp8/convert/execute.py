@@ -42,12 +42,16 @@ class UnitWriter:
             if source in instead:
                 self.put(name, instead[source])
             else:
-                self._home[name].copy(name, reader, source)
+                self.copy(name, reader)
+
+    def copy(self, name: str, reader: CheckpointReader) -> None:
+        """Copy one tensor of the output, which may have another name in the source."""
+        self._home[name].copy(name, reader, self.unit.renamed.get(name, name))
 
     def recode(self, weights: Weights, linear: WeightFormat, instead: Mapping[str, Tensor]) -> None:
         """Write the matrices that change format on the way, folded ones as the fold left them."""
-        assert linear.encode is not None, f"{linear.name} cannot be made from real numbers alone"
         for name in self.unit.recoded:
+            assert linear.encode is not None, f"{linear.name} cannot be made from real numbers alone"
             real = instead[name].float() if name in instead else weights.matrix(name)
             self.put_weight(name, linear, linear.encode(real))
 

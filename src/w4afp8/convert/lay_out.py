@@ -6,12 +6,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from w4afp8 import formats
 from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.convert.plan import OUTSIDE, Plan, RoleCount, Unit
-from w4afp8.errors import FormatError
+from w4afp8.errors import RecipeError
 from w4afp8.families._inventory import Item
-from w4afp8.families._spec import PROJECTIONS, Dimensions, Family, Role
-from w4afp8.formats._spec import WeightFormat
+from w4afp8.families._spec import PROJECTIONS, Family, Role, Sizes
+from w4afp8.formats._spec import PlainWeight, WeightFormat
 from w4afp8.formats._target import CheckpointFormat
 from w4afp8.recipes._recipe import Mtp
 
@@ -25,12 +26,28 @@ def is_recoded(item: Item, target: CheckpointFormat) -> bool:
     expected = item.expected
     if not expected.matrix or expected.role not in LINEAR or item.format is None:
         return False
-    return item.format.form is not target.linear_weight.form
+    return all(item.format.form is not form.form for form in target.linear_weights)
+
+
+def is_misread(item: Item, target: CheckpointFormat) -> bool:
+    """Whether engines of the output do not read a matrix beside the experts as it would be carried."""
+    form = _carried_as(item, target)
+    if form is None or form in target.linear_weights or item.expected.role is Role.EXPERT:
+        return False
+    return form.form is not PlainWeight or item.expected.role in LINEAR
+
+
+def suited(target: CheckpointFormat, family: Family) -> CheckpointFormat:
+    """The target with the FP8 blocks of the family first, where its engines read several."""
+    own = formats.get(family.blocks)
+    if own not in target.linear_weights:
+        return target
+    return replace(target, linear_weights=(own, *(form for form in target.linear_weights if form is not own)))
 
 
 def lay_out(
     family: Family,
-    dimensions: Dimensions,
+    dimensions: Sizes,
     config: Mapping[str, Any],
     items: Mapping[str, Item],
     target: CheckpointFormat,
@@ -44,7 +61,7 @@ def lay_out(
 ) -> Plan:
     """Place every tensor, once it is decided which matrices become another format and what is `made` of them.
 
-    Raises: FormatError for a tensor that the target's engines cannot read as it stands.
+    Raises: RecipeError when only some of the linears have 16 bits and the target's config cannot say which.
     """
     carried = {name: _carried(item, target) for name, item in items.items() if name not in becomes}
     outputs = {name: [spec for spec, _ in carried[name]] if name in carried else made[name] for name in items}
@@ -56,10 +73,35 @@ def lay_out(
         inventory=items,
         units=_units(items, outputs, frozenset(becomes), renamed, recoded, dimensions, shard_bytes),
         mtp=mtp,
-        config={**config, "quantization_config": target.quantization_config(config)},
+        config=_config(family, config, target, _sixteen_bits(items, becomes, target)),
         input_scales=input_scales,
         roles=_count_roles(items, outputs, becomes, target),
     )
+
+
+def _sixteen_bits(items: Mapping[str, Item], becomes: Mapping[str, WeightFormat], target: CheckpointFormat) -> bool:
+    """Whether the linears beside the experts have 16 bits."""
+    linears = {name: item for name, item in items.items() if item.expected.role in LINEAR and item.expected.matrix}
+    forms = {name: becomes.get(name) or _carried_as(item, target) for name, item in linears.items()}
+    plain = [name for name, form in forms.items() if form is not None and form.form is PlainWeight]
+    if plain and len(plain) < len(linears) and target.plain_config:
+        other = next(name for name in linears if name not in plain)
+        raise RecipeError(
+            f"{plain[0]} has 16 bits and {other} stands in {forms[other].name if forms[other] else 'no format'}; "  # type: ignore[union-attr]
+            f"the config of {target.name} says one thing of all linears"
+        )
+    return bool(plain)
+
+
+def _config(family: Family, config: Mapping[str, Any], target: CheckpointFormat, plain: bool) -> dict[str, Any]:
+    """The source's config.json with what the target's engines choose by."""
+    new = {key: value for key, value in config.items() if key not in ("quantization_config", "expert_dtype")}
+    said = target.config_for(new, plain)
+    if said:  # an explicit null crashes some loaders
+        new["quantization_config"] = said
+    if family.says_expert_dtype and target.expert_dtype:
+        new["expert_dtype"] = target.expert_dtype
+    return new
 
 
 def packed(items: Mapping[str, Item], becomes: Mapping[str, WeightFormat]) -> Outputs:
@@ -69,8 +111,11 @@ def packed(items: Mapping[str, Item], becomes: Mapping[str, WeightFormat]) -> Ou
 
 def _carried_as(item: Item, target: CheckpointFormat) -> WeightFormat | None:
     """The format that a copied matrix stands in afterwards: the same numbers, as the target's engines name them."""
-    linear = target.linear_weight
-    return linear if item.format is not None and item.format.form is linear.form else item.format
+    if item.format is None or item.format in target.linear_weights:
+        return item.format
+    linear = next((form for form in target.linear_weights if form.form is item.format.form), item.format)
+    same = [spec.dtype for spec in item.tensors] == [part.dtypes[0] for part in linear.parts]
+    return linear if same else item.format
 
 
 def _carried(item: Item, target: CheckpointFormat) -> list[tuple[TensorSpec, str]]:
@@ -78,13 +123,8 @@ def _carried(item: Item, target: CheckpointFormat) -> list[tuple[TensorSpec, str
     form = _carried_as(item, target)
     if form is None or form is item.format:
         return [(TensorSpec(spec.name, spec.dtype, spec.shape), spec.name) for spec in item.tensors]
-    pairs = [
-        (item.expected.stem + part.suffix, part, spec) for part, spec in zip(form.parts, item.tensors, strict=True)
-    ]
-    for name, part, spec in pairs:
-        if spec.dtype not in part.dtypes:
-            raise FormatError(f"{spec}: {target.name} reads {name} as {part.dtypes[0]}")
-    return [(TensorSpec(name, spec.dtype, spec.shape), spec.name) for name, _, spec in pairs]
+    pairs = [(item.expected.stem + part.suffix, spec) for part, spec in zip(form.parts, item.tensors, strict=True)]
+    return [(TensorSpec(name, spec.dtype, spec.shape), spec.name) for name, spec in pairs]
 
 
 def _units(
@@ -93,13 +133,14 @@ def _units(
     changed: frozenset[str],
     renamed: Mapping[str, str],
     recoded: frozenset[str],
-    d: Dimensions,
+    d: Sizes,
     shard_bytes: int,
 ) -> tuple[Unit, ...]:
     by_layer: dict[int | None, list[str]] = {layer: [] for layer in (None, *range(d.all_layers))}
     for name, item in items.items():
         by_layer[item.expected.layer].append(name)
-    split = {layer: _shards([s for n in names for s in outputs[n]], shard_bytes) for layer, names in by_layer.items()}
+    listed = {layer: [spec for name in names for spec in outputs[name]] for layer, names in by_layer.items()}
+    split = {layer: fill_shards(specs, shard_bytes) for layer, specs in listed.items()}
     total = sum(len(shards) for shards in split.values())
     units, number = [], 0
     for layer, names in by_layer.items():
@@ -115,7 +156,7 @@ def _units(
     return tuple(units)
 
 
-def _shards(specs: Iterable[TensorSpec], limit_bytes: int) -> list[list[TensorSpec]]:
+def fill_shards(specs: Iterable[TensorSpec], limit_bytes: int) -> list[list[TensorSpec]]:
     """Fill files in order up to the limit; a tensor larger than that has a file of its own."""
     shards: list[list[TensorSpec]] = [[]]
     used = 0
@@ -129,16 +170,18 @@ def _shards(specs: Iterable[TensorSpec], limit_bytes: int) -> list[list[TensorSp
 
 
 def input_scale_specs(
-    family: Family, d: Dimensions, target: CheckpointFormat, native: Collection[int] = ()
+    family: Family, d: Sizes, target: CheckpointFormat, native: Collection[int] = ()
 ) -> tuple[TensorSpec, ...]:
     """The static activation scales of every expert that is not left in the source's format."""
     rule = target.input_scale
+    shape = () if rule.within else (1,)
     return tuple(
-        TensorSpec(rule.tensor_name(family.expert(layer, expert), projection), "F32", (1,), rule.file)
+        TensorSpec(rule.tensor_name(family.expert(d, layer, expert), projection), "F32", shape, rule.file)
         for layer in range(d.dense_layers, d.all_layers)
         if layer not in native
         for expert in range(d.experts)
         for projection in PROJECTIONS
+        if projection in rule.names
     )
 
 

@@ -40,7 +40,8 @@ def discard(out: Path, source: Path, plan: Plan, journal: Journal) -> None:
     """
     if journal.fingerprint is None:
         return
-    named = [CONFIG, INDEX, plan.target.input_scale.file, *plan.target.side_files(plan.config), *side_files(source)]
+    own = [plan.target.input_scale.file] if plan.target.input_scale.file else []
+    named = [CONFIG, INDEX, *own, *plan.target.side_files(plan.config), *side_files(source)]
     for name in named:
         (out / name).unlink(missing_ok=True)
     for path in [*out.glob("model-*.safetensors"), *out.rglob(f"*{atomic.PARTIAL}")]:

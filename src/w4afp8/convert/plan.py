@@ -8,7 +8,7 @@ from typing import Any
 
 from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.families._inventory import Item
-from w4afp8.families._spec import Dimensions, Family
+from w4afp8.families._spec import Family, Sizes
 from w4afp8.formats._target import CheckpointFormat
 from w4afp8.recipes._recipe import Mtp
 
@@ -48,7 +48,7 @@ class Plan:
     """Everything a run will do."""
 
     family: Family
-    dimensions: Dimensions
+    dimensions: Sizes
     target: CheckpointFormat
     inventory: Mapping[str, Item]
     units: tuple[Unit, ...]

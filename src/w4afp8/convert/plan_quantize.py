@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from w4afp8 import formats
-from w4afp8.convert.lay_out import input_scale_specs, is_recoded, lay_out, packed
+from w4afp8.checkpoint.spec import TensorSpec
+from w4afp8.convert.lay_out import input_scale_specs, is_recoded, lay_out, packed, suited
 from w4afp8.convert.plan import Plan
-from w4afp8.errors import RecipeError, raise_all
-from w4afp8.families._inventory import Item
+from w4afp8.errors import FormatError, QuantizationError, RecipeError, raise_all
+from w4afp8.families._inventory import Item, format_of_experts
 from w4afp8.families._spec import Dimensions, Family, Role
+from w4afp8.formats._spec import AwareWeight, GroupWeight
 from w4afp8.formats._target import CheckpointFormat
-from w4afp8.numerics.groups import GROUP
 from w4afp8.recipes._recipe import Mtp, Recipe
 
 
@@ -28,7 +29,12 @@ def make_plan(
 
     Raises: RecipeError when the recipe asks for what the output format's engines cannot load.
     """
-    target = formats.target(recipe.output.format)
+    target = suited(formats.target(recipe.output.format), family)
+    if target.scheme != recipe.scheme:
+        raise RecipeError(
+            f"scheme: {recipe.scheme} and output.format: {target.name} do not go together; {target.name} holds "
+            f"{target.scheme}"
+        )
     mtp = _decide_mtp(recipe.mtp, target, dimensions)
     new_config = family.without_mtp(config) if mtp is Mtp.DROP else dict(config)
     kept = dimensions if mtp is not Mtp.DROP else replace(dimensions, mtp_layers=0)
@@ -42,6 +48,25 @@ def make_plan(
         family, kept, new_config, items, target, becomes=becomes, made=packed(items, becomes), recoded=recoded, mtp=mtp,
         input_scales=input_scale_specs(family, kept, target, native), shard_bytes=int(recipe.output.shard_gb * 1e9),
     )  # fmt: skip
+
+
+def refuse_quantized(family: Family, d: Dimensions, specs: Mapping[str, TensorSpec], format_name: str) -> None:
+    """Raises: RecipeError for a source whose experts are int4, or stand in the very numbers that were asked for.
+
+    Int4 in groups of 32 is let through: it is what Kimi-K2-Thinking was trained to, so there is no other original, and
+    groups of 128 hold it only by luck.
+    """
+    try:
+        form = format_of_experts(family, d, specs)
+    except FormatError:
+        return  # the inventory names every tensor that is none
+    target = formats.target(format_name).expert_weight
+    if form is None or form.form not in (GroupWeight, AwareWeight, target.form):
+        return
+    raise RecipeError(
+        f"the experts stand in {form.name}, {form.bits} bits already: rounding them again adds a second error to the "
+        f"first; move them to another format with w4afp8 convert, or quantize the original checkpoint to {target.name}"
+    )
 
 
 def _decide_mtp(asked: Mtp, target: CheckpointFormat, d: Dimensions) -> Mtp:
@@ -78,9 +103,9 @@ def _quantized_names(
         )
     for stem in sorted(chosen & must):
         n, k = matrices[stem].expected.shape
-        if k % GROUP:
-            problems.append(
-                f"{stem} is [{n}, {k}]; {target.name} scales groups of {GROUP} inputs, and {k} is no multiple"
-            )
+        try:
+            target.expert_weight.specs(stem, n, k)
+        except QuantizationError as error:
+            problems.append(f"{stem} is [{n}, {k}]; {target.name}: {error}")
     raise_all(problems[:20], RecipeError, f"the recipe's targets do not fit {target.name}")
     return frozenset(matrices[stem].expected.name for stem in chosen & must)

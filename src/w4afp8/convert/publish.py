@@ -64,5 +64,5 @@ def _write_input_scales(out: Path, plan: Plan, input_scales: Mapping[int, Mappin
             for expert in range(d.experts):
                 for projection in PROJECTIONS:
                     value = scales["down" if projection == "down_proj" else "gate_up"]
-                    name = rule.tensor_name(plan.family.expert(layer, expert), projection)
+                    name = rule.tensor_name(plan.family.expert(d, layer, expert), projection)
                     writer.put(name, torch.tensor([value], dtype=torch.float32))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,7 @@ class Needs:
     phases: dict[str, int]
     output: int
     state: int
+    remedy: str = "lower calibration.tokens"  # where memory is short
 
     @property
     def peak(self) -> int:
@@ -53,6 +55,7 @@ class Needs:
 def estimate(plan: Plan, method: Method, tokens: int, sequence: int) -> Needs:
     """The needs of a run over `tokens` calibration tokens."""
     d = plan.dimensions
+    assert isinstance(d, Dimensions)  # a plan to quantize: the family has a forward pass
     states = tokens * d.hidden * FLOAT
     routing = tokens * (d.experts * FLOAT + d.experts_per_token * 12)
     expert = 3 * d.hidden * d.expert_intermediate * FLOAT
@@ -106,9 +109,12 @@ def check(needs: Needs, out: Path) -> None:
     if needs.peak - needs.resident > available:
         problems.append(
             f"memory: the phase '{needs.peak_phase}' takes {human(needs.peak - needs.resident)}, "
-            f"{human(available)} are available; lower calibration.tokens"
+            f"{human(available)} are available; {needs.remedy}"
         )
     raise_all(problems, ResourceError, "this machine is too small for the plan")
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
 
 
 def return_freed_memory() -> None:
@@ -116,13 +122,21 @@ def return_freed_memory() -> None:
 
     Left to itself its threshold grows with every large tensor that is freed, and the peak with it.
     """
-    trim_threshold, mmap_threshold = -1, -3  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+    _mallopt({M_MMAP_THRESHOLD: 1 << 20, M_TRIM_THRESHOLD: 16 << 20})
+
+
+def keep_freed_memory() -> None:
+    """Make glibc give freed tensors to the next ones, whichever thread asks: new pages cost more than reading does."""
+    _mallopt({M_MMAP_THRESHOLD: 1 << 30, M_TRIM_THRESHOLD: 1 << 30, M_ARENA_MAX: 1})
+
+
+def _mallopt(settings: Mapping[int, int]) -> None:
     try:
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(mmap_threshold, 1 << 20)
-        libc.mallopt(trim_threshold, 16 << 20)
+        for parameter, value in settings.items():
+            libc.mallopt(parameter, value)
     except (OSError, AttributeError):
-        return  # another libc: the peak may then be higher than planned
+        return  # another libc: the peak may then be higher, or the work slower, than planned
 
 
 def human(count: float) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.families._inventory import Item
 from w4afp8.families._spec import Expected
-from w4afp8.formats._spec import WeightFormat
+from w4afp8.formats._spec import WeightFormat, vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,8 @@ class Step:
     layer: int | None
     sources: tuple[Place, ...]
     targets: tuple[Place, ...]
+    # From which format to which, where it is not the experts' own pair; twice the same: moved as it is.
+    forms: tuple[WeightFormat, WeightFormat] | None = None
 
 
 def in_place(items: Iterable[Item]) -> Iterator[Step]:
@@ -61,13 +63,37 @@ def taken_apart(items: Iterable[Item], expert: Callable[[int, int], str]) -> Ite
         if not expected.stack:
             yield from in_place([item])
             continue
-        assert expected.layer is not None
-        names = expected.holds or (expected.stem.rpartition(".")[2],)
-        n, k = expected.shape
         for place in _places(expected):
-            stem = expert(expected.layer, place.index)
-            own = tuple(Place(f"{stem}.{name}", (n // len(names), k)) for name in names)
-            yield Step(expected.name, expected.layer, (place,), own)
+            own = _own_places(expected, expert, place.index)
+            yield Step(expected.name, expected.layer, (place,), own, _as_stored(item))
+
+
+def put_together(
+    items: Iterable[Item], together: Iterable[Expected], expert: Callable[[int, int], str]
+) -> Iterator[Step]:
+    """Undo `taken_apart`: experts with names of their own into the tensors that they shall share."""
+    by_stem = {item.expected.stem: item for item in items}
+    for expected in together:
+        for place in _places(expected):
+            own = _own_places(expected, expert, place.index)
+            first = by_stem[own[0].stem]
+            yield Step(first.expected.name, expected.layer, own, (place,), _as_stored(first))
+
+
+def _own_places(expected: Expected, expert: Callable[[int, int], str], index: int) -> tuple[Place, ...]:
+    """Where the matrices of a shared tensor stand when each has a name of its own."""
+    assert expected.layer is not None
+    names = expected.holds or (expected.stem.rpartition(".")[2],)
+    n, k = _shape(expected)
+    return tuple(Place(f"{expert(expected.layer, index)}.{name}", (n // len(names), k)) for name in names)
+
+
+def _as_stored(item: Item) -> tuple[WeightFormat, WeightFormat] | None:
+    """A vector moves in the dtype that it has; a matrix as its format and the target's say."""
+    if item.format is not None:
+        return None
+    form = vector(item.tensors[0].dtype)
+    return form, form
 
 
 def made_of(steps: Iterable[Step], form: WeightFormat) -> dict[str, list[TensorSpec]]:
@@ -79,7 +105,7 @@ def made_of(steps: Iterable[Step], form: WeightFormat) -> dict[str, list[TensorS
         for place in step.targets:
             if place.stem not in seen:
                 seen.add(place.stem)
-                mine += place.specs(form)
+                mine += place.specs(step.forms[1] if step.forms else form)
     return made
 
 
@@ -96,6 +122,10 @@ def chains(steps: Sequence[Step]) -> list[list[Step]]:
 
 
 def _places(expected: Expected) -> Iterator[Place]:
-    n, k = expected.shape
+    shape = _shape(expected)
     for index in range(expected.stack or 1):
-        yield Place(expected.stem, (n, k), len(expected.holds) or 1, expected.interleaved, expected.stack, index)
+        yield Place(expected.stem, shape, len(expected.holds) or 1, expected.interleaved, expected.stack, index)
+
+
+def _shape(expected: Expected) -> tuple[int, int]:
+    return (expected.shape[0], expected.shape[1] if expected.matrix else 1)

@@ -17,6 +17,7 @@ from w4afp8.errors import QuantizationError, raise_all
 # An element is NaN or infinite when these bits of it are all set (e4m3 has NaN alone, at 0x7F and 0xFF).
 NOT_FINITE: dict[str, tuple[torch.dtype, int]] = {
     "F8_E4M3": (torch.uint8, 0x7F),
+    "F8_E5M2": (torch.uint8, 0x7C),
     "F8_E8M0": (torch.uint8, 0xFF),
     "BF16": (torch.int16, 0x7F80),
     "F16": (torch.int16, 0x7C00),

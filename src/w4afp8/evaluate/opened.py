@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
 
@@ -14,7 +13,7 @@ from w4afp8 import families, formats
 from w4afp8.checkpoint.reader import CheckpointReader
 from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.errors import CheckpointError
-from w4afp8.families._inventory import take_inventory
+from w4afp8.families._inventory import format_of_experts, take_inventory
 from w4afp8.families._spec import PROJECTIONS, Dimensions, Family
 from w4afp8.formats._target import CheckpointFormat
 from w4afp8.model.decoder import Decoder
@@ -36,8 +35,8 @@ class Opened:
         """Raises: CheckpointError when the directory is not what its config promises."""
         reader = CheckpointReader(folder)
         family = families.of(reader.config)
-        d = family.dimensions(reader.config)
-        target = _target_of(reader.config)
+        d = families.decodable(family, reader.config)
+        target = _target_of(family, d, reader.specs)
         extra = _input_scales(family, d, target) if target else {}
         inventory = take_inventory(family, d, reader.specs, extra)
         return Opened(reader, Decoder(family, d, Weights(reader, inventory, device)), target)
@@ -51,16 +50,17 @@ class Opened:
 
         Raises: CheckpointError when the directory holds no static scales.
         """
+        known = [name for name in formats.targets() if formats.checkpoint(name).input_scale.indexed]
         if self.target is None:
             raise CheckpointError(
                 f"{self.name}: found no static activation scales, expected a checkpoint of a format that has them "
-                f"({', '.join(formats.targets())}); evaluate with activations per token"
+                f"({', '.join(known)}); evaluate with activations per token"
             )
-        stem, rule = self.decoder.family.expert, self.target.input_scale
+        d, stem, rule = self.decoder.d, self.decoder.family.expert, self.target.input_scale
         return {
             site: max(
-                float(self.reader.read(rule.tensor_name(stem(layer, e), p)).reshape(()).to(torch.bfloat16))
-                for e in range(self.decoder.d.experts)
+                float(self.reader.read(rule.tensor_name(stem(d, layer, e), p)).reshape(()).to(torch.bfloat16))
+                for e in range(d.experts)
                 for p in projections
             )
             for site, projections in SITES.items()
@@ -75,18 +75,18 @@ class Opened:
         self.reader.close()
 
 
-def _target_of(config: Mapping[str, Any]) -> CheckpointFormat | None:
-    claimed = (config.get("quantization_config") or {}).get("quant_method")
-    for name in formats.targets():
-        target = formats.target(name)
-        if target.quantization_config(config).get("quant_method") == claimed:
-            return target
-    return None
+def _target_of(family: Family, d: Dimensions, specs: Mapping[str, TensorSpec]) -> CheckpointFormat | None:
+    """The format whose static scales stand in the directory, decided by its experts' tensors."""
+    form = format_of_experts(family, d, specs)
+    if form is None or form.name not in formats.targets():
+        return None
+    target = formats.checkpoint(form.name)
+    return target if target.input_scale.indexed and not target.input_scale.within else None
 
 
 def _input_scales(family: Family, d: Dimensions, target: CheckpointFormat) -> dict[str, TensorSpec]:
     names = (
-        target.input_scale.tensor_name(family.expert(layer, e), p)
+        target.input_scale.tensor_name(family.expert(d, layer, e), p)
         for layer in range(d.all_layers)
         if d.is_moe(layer)
         for e in range(d.experts)

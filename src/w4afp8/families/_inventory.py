@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from w4afp8 import formats
 from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.errors import CheckpointError, FormatError, raise_all
-from w4afp8.families._spec import VECTOR_DTYPES, Dimensions, Expected, Family
+from w4afp8.families._spec import SCALAR_SHAPES, VECTOR_DTYPES, Expected, Family, Role, Sizes
 from w4afp8.formats._spec import WeightFormat
 
 MOST_MISSING = 100_000  # that many missing tensors are still named; a config that promises more is of another model
@@ -29,22 +29,24 @@ class Item:
 
 def take_inventory(
     family: Family,
-    dimensions: Dimensions,
+    dimensions: Sizes,
     specs: Mapping[str, TensorSpec],
     extra: Mapping[str, TensorSpec] | None = None,
 ) -> dict[str, Item]:
     """Match the tensors of a checkpoint with what its config promises, from headers only.
 
-    `extra` are tensors that a checkpoint format adds (activation scales); they must be there exactly so.
+    `extra` are numbers that a checkpoint format adds (activation scales), in any width and with or without an axis.
     Raises: CheckpointError listing every missing, unknown or misshapen tensor.
     """
     items: dict[str, Item] = {}
     problems: list[str] = []
-    _refuse_the_absurd(dimensions, len(specs))
+    refuse_the_absurd(dimensions, len(specs))
     unknown = dict(specs)
     for expected in family.expected(dimensions).values():
         found = _tensors_of(expected, specs)
         if not found:
+            if not expected.required:
+                continue
             problems.append(f"{expected.name} is missing: expected a {expected.role} of {list(expected.shape)}")
             continue
         try:
@@ -61,7 +63,7 @@ def take_inventory(
         got = unknown.pop(name, None)
         if got is None:
             problems.append(f"{name} is missing: expected {wanted.dtype} {list(wanted.shape)}")
-        elif (got.dtype, got.shape) != (wanted.dtype, wanted.shape):
+        elif not is_number(got):
             problems.append(f"{got}: expected {wanted.dtype} {list(wanted.shape)}")
     problems += [f"{spec} has no role in the family {family.name}" for spec in unknown.values()]
     raise_all(
@@ -70,8 +72,29 @@ def take_inventory(
     return items
 
 
-def _refuse_the_absurd(d: Dimensions, found: int) -> None:
-    """A config may not make us name a billion tensors before we notice that they are not there."""
+def is_number(spec: TensorSpec) -> bool:
+    """Whether a tensor is one real number, as tools write activation scales: F32 or 16 bits, [1] or []."""
+    return spec.dtype in VECTOR_DTYPES and spec.shape in SCALAR_SHAPES
+
+
+def format_of_experts(family: Family, sizes: Sizes, specs: Mapping[str, TensorSpec]) -> WeightFormat | None:
+    """What the first routed expert stands in, decided by its tensors; None when there is no routed expert.
+
+    Raises: FormatError when no format reads it.
+    """
+    refuse_the_absurd(sizes, len(specs))
+    first = next((e for e in family.expected(sizes).values() if e.role is Role.EXPERT), None)
+    if first is None:
+        return None
+    n, k = first.shape
+    return formats.detect(first.stem, _tensors_of(first, specs), n, k, first.stack)
+
+
+def refuse_the_absurd(d: Sizes, found: int) -> None:
+    """A config may not make us name a billion tensors before we notice that they are not there.
+
+    Raises: CheckpointError when it promises far more than the `found` tensors.
+    """
     promised = d.all_layers + max(0, d.all_layers - d.dense_layers) * d.experts * 3
     if promised > 4 * found + MOST_MISSING:
         raise CheckpointError(
@@ -95,8 +118,9 @@ def _tensors_of(expected: Expected, specs: Mapping[str, TensorSpec]) -> dict[str
 def _match(expected: Expected, found: Mapping[str, TensorSpec]) -> Item:
     if not expected.matrix:
         spec = found[expected.name]
-        if spec.dtype not in VECTOR_DTYPES or spec.shape != expected.shape:
-            raise FormatError(f"{spec}: expected {' or '.join(VECTOR_DTYPES)} {list(expected.shape)}")
+        shape = (expected.stack, *expected.shape) if expected.stack else expected.shape
+        if spec.dtype not in expected.dtypes or spec.shape != shape:
+            raise FormatError(f"{spec}: expected {' or '.join(expected.dtypes)} {list(shape)}")
         return Item(expected, None, (spec,))
     n, k = expected.shape
     fmt = formats.detect(expected.stem, found, n, k, expected.stack)

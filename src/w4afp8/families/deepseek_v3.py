@@ -1,6 +1,7 @@
-"""DeepSeek-V3, R1 and V3.1: MLA attention, sigmoid router with correction bias and groups, MTP layers at the end.
+"""DeepSeek-V3, R1, V3.1 and V3.2: MLA attention, sigmoid router with correction bias and groups, MTP layers at the end.
 
-Agrees with: the published checkpoints' names and shapes (formats: A1) and transformers 5.23 `DeepseekV3Config`.
+V3.2 adds an indexer to every layer; Kimi-K2 is V3 under another name.  Agrees with: the published checkpoints' names
+and shapes (formats: A1) and transformers 5.23 `DeepseekV3Config` and `DeepseekV32Config`.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from w4afp8.errors import CheckpointError, raise_all
-from w4afp8.families._spec import Dimensions, Expected, Family, Role, Rope
+from w4afp8.families._config import Fields, number
+from w4afp8.families._spec import Dimensions, Expected, Family, Indexer, Role, Rope
 
 # (name below `model.layers.L.`, role, shape as dimension letters); two letters are a matrix, one is a vector.
 ATTENTION = (
@@ -26,6 +27,13 @@ QUERY_LORA = (
     ("self_attn.q_b_proj.weight", Role.ATTENTION, "P Q"),
 )
 QUERY_PLAIN = (("self_attn.q_proj.weight", Role.ATTENTION, "P H"),)
+INDEXER = (
+    ("self_attn.indexer.wq_b.weight", Role.ATTENTION, "X Q"),
+    ("self_attn.indexer.wk.weight", Role.ATTENTION, "Y H"),
+    ("self_attn.indexer.k_norm.weight", Role.NORM, "Y"),
+    ("self_attn.indexer.k_norm.bias", Role.NORM, "Y"),
+    ("self_attn.indexer.weights_proj.weight", Role.INDEXER, "Z H"),
+)
 DENSE = (
     ("mlp.gate_proj.weight", Role.DENSE_MLP, "D H"),
     ("mlp.up_proj.weight", Role.DENSE_MLP, "D H"),
@@ -52,7 +60,6 @@ MTP = (
     ("shared_head.head.weight", Role.MTP, "V H"),
 )
 OUTSIDE = (("model.embed_tokens.weight", Role.EMBEDDING, "V H"), ("model.norm.weight", Role.NORM, "H"))
-LARGEST_NUMBER = 1e30
 HEAD = ("lm_head.weight", Role.HEAD, "V H")
 
 
@@ -62,6 +69,8 @@ def _sizes(d: Dimensions) -> dict[str, int]:
         "S": d.expert_intermediate * d.shared_experts, "E": d.experts, "Q": d.q_lora or 0, "L": d.kv_lora,
         "A": d.kv_lora + d.rope_dims, "P": d.heads * d.query_head, "B": d.heads * (d.nope + d.value_head),
         "O": d.heads * d.value_head,
+        **({"X": d.indexer.heads * d.indexer.head_dims, "Y": d.indexer.head_dims, "Z": d.indexer.heads}
+           if d.indexer else {}),
     }  # fmt: skip
 
 
@@ -71,13 +80,14 @@ def _rows(d: Dimensions) -> Iterator[tuple[str, Role, str, int | None]]:
         yield name, role, letters, None
     for layer in range(d.all_layers):
         prefix = f"model.layers.{layer}."
-        own = (*ATTENTION, *(QUERY_LORA if d.q_lora else QUERY_PLAIN), *(MOE if d.is_moe(layer) else DENSE))
+        query = QUERY_LORA if d.q_lora else QUERY_PLAIN
+        own = (*ATTENTION, *query, *(INDEXER if d.indexer else ()), *(MOE if d.is_moe(layer) else DENSE))
         for name, role, letters in (*own, *(MTP if d.is_mtp(layer) else ())):
             yield prefix + name, role, letters, layer
         if d.is_moe(layer):
             for expert in range(d.experts):
                 for name, role, letters in EXPERT:
-                    yield f"{_expert(layer, expert)}.{name}", role, letters, layer
+                    yield f"{_expert(d, layer, expert)}.{name}", role, letters, layer
 
 
 def _expected(d: Dimensions) -> dict[str, Expected]:
@@ -88,33 +98,23 @@ def _expected(d: Dimensions) -> dict[str, Expected]:
     }
 
 
-def _expert(layer: int, expert: int) -> str:
+def _expert(d: Dimensions, layer: int, expert: int) -> str:
     return f"model.layers.{layer}.mlp.experts.{expert}"
 
 
 def _dimensions(config: Mapping[str, Any]) -> Dimensions:
     """Raises: CheckpointError listing every field that is missing, mistyped or not supported."""
-    problems: list[str] = []
-
-    def whole(field: str, default: int | None = None, least: int = 1) -> int:
-        value = config.get(field, default)
-        if type(value) is not int or value < least:
-            problems.append(f"{field} is {value!r}, expected a whole number of at least {least}")
-            return least
-        return value
-
+    fields = Fields(config)
+    whole, problems = fields.whole, fields.problems
     q_lora = None if config.get("q_lora_rank") is None else whole("q_lora_rank")
-    scoring = config.get("scoring_func", "sigmoid")
-    if scoring != "sigmoid":
-        problems.append(f"scoring_func is {scoring!r}, expected 'sigmoid'")
-    if config.get("topk_method", "noaux_tc") != "noaux_tc":
-        problems.append(f"topk_method is {config['topk_method']!r}, expected 'noaux_tc'")
-    if config.get("hidden_act", "silu") != "silu":
-        problems.append(f"hidden_act is {config['hidden_act']!r}, expected 'silu'")
-    if config.get("moe_layer_freq", 1) != 1:
-        problems.append(f"moe_layer_freq is {config['moe_layer_freq']!r}, expected 1")
+    fields.only("scoring_func", "sigmoid")
+    fields.only("topk_method", "noaux_tc")
+    fields.only("hidden_act", "silu")
+    fields.only("moe_layer_freq", 1)
     if config.get("attention_bias"):
         problems.append("attention_bias is true, expected false: no rule here names attention biases")
+    if config.get("model_type") == "deepseek_v32" and q_lora is None:
+        problems.append("q_lora_rank is None, expected a whole number: the indexer reads the latent query")
     d = Dimensions(
         vocabulary=whole("vocab_size"),
         hidden=whole("hidden_size"),
@@ -135,17 +135,20 @@ def _dimensions(config: Mapping[str, Any]) -> Dimensions:
         expert_groups=whole("n_group", 1),
         groups_per_token=whole("topk_group", 1),
         normalize_weights=bool(config.get("norm_topk_prob", True)),
-        routed_scale=_number(config, "routed_scaling_factor", 1.0, problems),
-        norm_epsilon=_number(config, "rms_norm_eps", 1e-6, problems),
+        routed_scale=fields.number("routed_scaling_factor", 1.0),
+        norm_epsilon=fields.number("rms_norm_eps", 1e-6),
         rope=_rope(config, problems),
         rope_interleaved=bool(config.get("rope_interleave", True)),
         tied_head=bool(config.get("tie_word_embeddings", False)),
+        indexer=Indexer(whole("index_n_heads"), whole("index_head_dim"), whole("index_topk"))
+        if config.get("model_type") == "deepseek_v32"
+        else None,
     )
     if d.experts % d.expert_groups or d.groups_per_token > d.expert_groups:
         problems.append(f"{d.experts} experts do not form {d.expert_groups} groups of which {d.groups_per_token} count")
     if d.experts_per_token > d.groups_per_token * (d.experts // d.expert_groups):
         problems.append(f"num_experts_per_tok {d.experts_per_token} is more than the chosen groups hold")
-    raise_all(problems, CheckpointError, "config.json is not a DeepSeek-V3 configuration")
+    fields.finish("DeepSeek-V3")
     return d
 
 
@@ -158,39 +161,28 @@ def _rope(config: Mapping[str, Any], problems: list[str]) -> Rope:
             scaling |= {key: value for key, value in found.items() if value is not None}
         else:
             problems.append(f"{field} is {found!r}, expected an object")
-    theta = _number(scaling, "rope_theta", 10000.0, problems, least=1.0)
+    theta = number(scaling, "rope_theta", 10000.0, problems, least=1.0)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return Rope(theta)
     if kind != "yarn":
         problems.append(f"rope type is {kind!r}, expected 'default' or 'yarn'")
         return Rope(theta)
-    trained = _number(config, "max_position_embeddings", 4096, problems, least=1.0)
+    trained = number(config, "max_position_embeddings", 4096, problems, least=1.0)
     attention_factor = None
     if scaling.get("attention_factor") is not None:
-        attention_factor = _number(scaling, "attention_factor", 1.0, problems)
+        attention_factor = number(scaling, "attention_factor", 1.0, problems)
     return Rope(
         theta,
-        factor=_number(scaling, "factor", 1.0, problems, least=1.0),
-        original_positions=int(_number(scaling, "original_max_position_embeddings", trained, problems, least=1.0)),
-        beta_fast=_number(scaling, "beta_fast", 32.0, problems) or 32.0,
-        beta_slow=_number(scaling, "beta_slow", 1.0, problems) or 1.0,
-        mscale=_number(scaling, "mscale", 0.0, problems),
-        mscale_all_dim=_number(scaling, "mscale_all_dim", 0.0, problems),
+        factor=number(scaling, "factor", 1.0, problems, least=1.0),
+        original_positions=int(number(scaling, "original_max_position_embeddings", trained, problems, least=1.0)),
+        beta_fast=number(scaling, "beta_fast", 32.0, problems) or 32.0,
+        beta_slow=number(scaling, "beta_slow", 1.0, problems) or 1.0,
+        mscale=number(scaling, "mscale", 0.0, problems),
+        mscale_all_dim=number(scaling, "mscale_all_dim", 0.0, problems),
         attention_factor=attention_factor,
         truncate=bool(scaling.get("truncate", True)),
     )
-
-
-def _number(fields: Mapping[str, Any], field: str, default: float, problems: list[str], least: float = 0.0) -> float:
-    """A finite number of at least `least`; the default when the field is absent or, where that is allowed, null."""
-    value = fields.get(field, default)
-    if value is None and field.startswith("rope"):
-        return default
-    if type(value) not in (int, float) or not least <= value <= LARGEST_NUMBER:
-        problems.append(f"{field} is {value!r}, expected a number of at least {least:g}")
-        return default
-    return float(value)
 
 
 def _without_mtp(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,7 +191,7 @@ def _without_mtp(config: Mapping[str, Any]) -> dict[str, Any]:
 
 FAMILY = Family(
     name="deepseek_v3",
-    model_types=("deepseek_v3",),
+    model_types=("deepseek_v3", "deepseek_v32", "kimi_k2"),
     hub_organization="deepseek-ai",
     dimensions=_dimensions,
     expected=_expected,

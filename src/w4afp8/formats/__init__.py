@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 from w4afp8 import registry
 from w4afp8.checkpoint.spec import TensorSpec
@@ -41,7 +42,7 @@ def target(name: str) -> CheckpointFormat:
 
 def targets() -> tuple[str, ...]:
     """Every checkpoint format that `quantize` writes and `validate` proves."""
-    return tuple(name for name in checkpoints() if checkpoint(name).validated)
+    return tuple(name for name in checkpoints() if checkpoint(name).validated and checkpoint(name).written)
 
 
 def checkpoint(name: str) -> CheckpointFormat:
@@ -57,6 +58,31 @@ def checkpoints() -> tuple[str, ...]:
     """Every format that whole checkpoints convert between."""
     here = sys.modules[__name__]
     return tuple(name for name in names() if hasattr(registry.load(here, name, "format"), "CHECKPOINT"))
+
+
+def announced(config: Mapping[str, Any]) -> CheckpointFormat | None:
+    """The checkpoint format that a config.json says it is, as far as it can be told from there; None for none of ours.
+
+    What a directory really holds is decided by its tensors (`detect`).
+    """
+    found = config.get("quantization_config")
+    if not isinstance(found, Mapping):
+        return None
+    for name in checkpoints():
+        target = checkpoint(name)
+        said = [target.quantization_config(config), *([target.plain_config(config)] if target.plain_config else [])]
+        if any(_marks(one) == _marks(found) for one in said if one):
+            return target
+    return None
+
+
+def _marks(said: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells formats apart: the method, how scales are made, what the experts' group is."""
+    groups = said.get("config_groups")
+    first = groups.get("group_0") if isinstance(groups, Mapping) else None
+    weights = first.get("weights") if isinstance(first, Mapping) else None
+    experts = [weights.get(key) for key in ("num_bits", "type", "group_size")] if isinstance(weights, Mapping) else []
+    return (said.get("quant_method"), said.get("quant_algo"), said.get("scale_fmt"), *experts)
 
 
 @cache

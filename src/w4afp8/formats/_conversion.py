@@ -5,6 +5,7 @@ The matrix of middle forms below is the whole rule; docs/format-matrix.md is pri
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +13,11 @@ from torch import Tensor
 
 from w4afp8 import formats
 from w4afp8.errors import FormatError
+from w4afp8.formats._move import move
 from w4afp8.formats._spec import (
     AwareWeight,
     BlockWeight,
+    FineWeight,
     GroupWeight,
     MicroWeight,
     PlainWeight,
@@ -25,35 +28,46 @@ from w4afp8.formats._spec import (
 ROUNDS = "the target cannot hold these numbers; this is quantizing, not converting: use w4afp8 quantize"
 BLOCKS = "one scale per row and group does not become one per 128 x 128 block without rounding the codes again"
 PLAIN = "a product of code and scale has more digits than bfloat16 holds, so every weight would be rounded"
+E2M1 = "the codes 5 and 7 are not on the e2m1 grid, and its scales are powers of two"
+INT4 = "the e2m1 grid is not uniform: twice its values reach 12, and int4 ends at 7"
 
 # (from, to) -> why not.  Forms that are equal, and those in EXACT, convert.
 REFUSED: dict[tuple[type, type], str] = {
-    (PlainWeight, BlockWeight): ROUNDS,
-    (PlainWeight, GroupWeight): ROUNDS,
-    (PlainWeight, AwareWeight): ROUNDS,
-    (PlainWeight, MicroWeight): ROUNDS,
-    (BlockWeight, GroupWeight): ROUNDS,
-    (BlockWeight, AwareWeight): ROUNDS,
-    (BlockWeight, MicroWeight): ROUNDS,
-    (BlockWeight, PlainWeight): PLAIN,
-    (GroupWeight, PlainWeight): PLAIN,
-    (GroupWeight, BlockWeight): BLOCKS,
-    (GroupWeight, MicroWeight): "the codes 5 and 7 are not on the e2m1 grid, and its scales are powers of two",
-    (GroupWeight, AwareWeight): "the target wants a calibrated input_scale beside every weight; the source has none",
-    (AwareWeight, PlainWeight): PLAIN,
-    (AwareWeight, BlockWeight): BLOCKS,
-    (AwareWeight, MicroWeight): "the codes 5 and 7 are not on the e2m1 grid, and its scales are powers of two",
-    (MicroWeight, GroupWeight): "the e2m1 grid is not uniform: twice its values reach 12, and int4 ends at 7",
-    (MicroWeight, AwareWeight): "the e2m1 grid is not uniform: twice its values reach 12, and int4 ends at 7",
-    (MicroWeight, BlockWeight): "scales of 32 inputs fold into 128 x 128 blocks only where exponents spread by 14 or "
-    "less, and this program has no fold",
+    **{(PlainWeight, to): ROUNDS for to in (BlockWeight, GroupWeight, FineWeight, AwareWeight, MicroWeight)},
+    **{(BlockWeight, to): ROUNDS for to in (GroupWeight, FineWeight, AwareWeight, MicroWeight)},
+    **{(int4, PlainWeight): PLAIN for int4 in (GroupWeight, FineWeight, AwareWeight)},
+    **{(int4, BlockWeight): BLOCKS for int4 in (GroupWeight, FineWeight, AwareWeight)},
+    **{(int4, MicroWeight): E2M1 for int4 in (GroupWeight, FineWeight, AwareWeight)},
+    **{(MicroWeight, int4): INT4 for int4 in (GroupWeight, FineWeight, AwareWeight)},
 }
-EXACT: dict[tuple[type, type], str] = {
-    (AwareWeight, GroupWeight): "every pre_quant_scale is 1",
-    (MicroWeight, PlainWeight): "no scale byte is above 252",
+UNSCALED = "every pre_quant_scale is 1"
+COARSE = "the four scales of every 128 inputs are equal (otherwise use w4afp8 quantize)"
+CALIBRATED = "the source has calibrated activation scales"
+EXACT: dict[tuple[type, type], tuple[str, ...]] = {
+    (AwareWeight, GroupWeight): (UNSCALED,),
+    (AwareWeight, FineWeight): (UNSCALED,),
+    (GroupWeight, AwareWeight): (CALIBRATED,),
+    (FineWeight, AwareWeight): (COARSE, CALIBRATED),
+    (FineWeight, GroupWeight): (COARSE,),
+    (GroupWeight, FineWeight): (),
+    (MicroWeight, PlainWeight): ("no scale byte is above 252",),
+    (MicroWeight, BlockWeight): ("the exponents of every 128 x 128 block lie within 14 of each other",),
+    (BlockWeight, PlainWeight): ("every weight is a bfloat16, as where block scales are powers of two",),
 }
-# What a target adds to the conditions of every source that is not of the target's own format.
-NARROW = {"compressed_tensors_w4a8": "every group scale is a bfloat16"}
+# What a target adds for sources of a form, if they are not of the target's own format.
+SIXTEEN_BITS = "every group scale is a bfloat16"
+NARROW: dict[tuple[type, str], str] = {
+    **{
+        (form, target): SIXTEEN_BITS
+        for form in (GroupWeight, FineWeight, AwareWeight)
+        for target in ("compressed_tensors_w4a8", "compressed_tensors_int4")
+    },
+    (BlockWeight, "deepseek_ue8m0"): "every block scale is a power of two",
+}
+
+
+# Forms whose conditions are not on scales alone.
+ON_CODES = (PlainWeight, BlockWeight, AwareWeight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,23 +80,30 @@ class Verdict:
 
 def judge(source: str, target: str) -> Verdict:
     """The verdict on an ordered pair of weight formats."""
-    forms = formats.get(source).form, formats.get(target).form
-    if forms in REFUSED:
-        return Verdict(REFUSED[forms])
-    narrow = NARROW.get(target) if source != target else None
-    return Verdict(None, tuple(filter(None, (EXACT.get(forms), narrow))))
+    form, other = formats.get(source).form, formats.get(target).form
+    if (form, other) in REFUSED:
+        return Verdict(REFUSED[form, other])
+    narrow = NARROW.get((form, target)) if source != target else None
+    return Verdict(None, (*EXACT.get((form, other), ()), *filter(None, [narrow])))
 
 
-def translate(weight: Weight, source: WeightFormat, target: WeightFormat) -> dict[str, Tensor]:
+def translate(
+    weight: Weight, source: WeightFormat, target: WeightFormat, input_scale: Tensor | None = None
+) -> dict[str, Tensor]:
     """The target's tensors for a weight of the source, proven by reading them back.
 
+    `input_scale` is the static FP8 scale of the weight's inputs, for targets that keep it beside the weight.
     Raises: FormatError with the matrix's reason, or naming the first number that the target does not hold;
     QuantizationError where packing finds it.
     """
     refusal = judge(source.name, target.name).refusal
     if refusal:
         raise FormatError(f"{source.name} to {target.name}: {refusal}")
-    moved = _move(weight, target.form)
+    moved = move(weight, target.form, input_scale)
+    if moved is not weight and not torch.equal(moved.dequantize(), weight.dequantize()):
+        raise FormatError(
+            f"{source.name} to {target.name}: the numbers are not the source's; report this with the file"
+        )
     parts = target.pack(moved)
     difference = first_difference(moved, target.unpack(parts))
     if difference:
@@ -90,25 +111,12 @@ def translate(weight: Weight, source: WeightFormat, target: WeightFormat) -> dic
     return parts
 
 
-def _move(weight: Weight, form: type[Weight]) -> Weight:
-    if isinstance(weight, form):
-        return weight
-    if isinstance(weight, AwareWeight):
-        bad = (weight.pre_scale_K.float() != 1).nonzero()
-        if len(bad):
-            k = int(bad[0])
-            raise FormatError(
-                f"pre_quant_scale of input {k} is {weight.pre_scale_K[k].item()!r}, expected 1; fold it into the layer "
-                "before first"
-            )
-        return weight.group
-    real_NK = weight.dequantize()
-    plain = PlainWeight(real_NK.to(torch.bfloat16))
-    bad = ((plain.dequantize() != real_NK) | ~real_NK.isfinite()).nonzero()
-    if len(bad):
-        where = bad[0].tolist()
-        raise FormatError(f"weight {where} is {real_NK[tuple(where)].item()!r}, which bfloat16 does not hold")
-    return plain
+def check_scales(parts: Mapping[str, Tensor], source: WeightFormat, target: WeightFormat) -> None:
+    """Raise what `translate` would, of parts whose codes (the first part) may be any: the conditions are on scales.
+
+    But for the targets in ON_CODES, whose numbers are products of both.
+    """
+    target.pack(move(source.unpack(parts), target.form))
 
 
 def first_difference(one: Weight, other: Weight) -> str | None:
@@ -117,9 +125,11 @@ def first_difference(one: Weight, other: Weight) -> str | None:
         theirs = _tensors(other)[name]
         if (mine.dtype, mine.shape) != (theirs.dtype, theirs.shape):
             return f"{name} is {theirs.dtype} {list(theirs.shape)}, was {mine.dtype} {list(mine.shape)}"
-        flat = mine.contiguous().reshape(-1).view(torch.uint8), theirs.contiguous().reshape(-1).view(torch.uint8)
-        if not torch.equal(*flat):
-            return f"{name} differs at byte {int((flat[0] != flat[1]).nonzero()[0])}"
+        one_raw, other_raw = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (mine, theirs))
+        whole = len(one_raw) // 8 * 8  # torch compares words seven times as fast as bytes
+        words = (raw[:whole].view(torch.int64) for raw in (one_raw, other_raw))
+        if not torch.equal(*words) or not torch.equal(one_raw[whole:], other_raw[whole:]):
+            return f"{name} differs at byte {int((one_raw != other_raw).nonzero()[0])}"
     return None
 
 
@@ -128,6 +138,8 @@ def _tensors(weight: Weight) -> dict[str, Tensor]:
         own = {"pre_scale_K": weight.pre_scale_K, "scale_2": weight.scale_2, "input_scale": weight.input_scale}
         return _tensors(weight.group) | own
     if isinstance(weight, GroupWeight):
+        return {"bytes_NJ": weight.bytes_NJ, "scale_NG": weight.scale_NG}
+    if isinstance(weight, FineWeight):
         return {"bytes_NJ": weight.bytes_NJ, "scale_NG": weight.scale_NG}
     if isinstance(weight, MicroWeight):
         return {"bytes_NJ": weight.bytes_NJ, "exponent_NG": weight.exponent_NG}

@@ -16,6 +16,7 @@ from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.numerics import e8m0, fp4, fp8, groups, int4
 
 MICRO_GROUP = 32  # inputs that share one E8M0 scale in every MXFP4 format
+FINE_GROUP = 32  # inputs that share one scale in the int4 checkpoints that are finer than every W4AFP8 kernel
 
 
 class Weight(Protocol):
@@ -67,6 +68,26 @@ class GroupWeight:
         return groups.decode(self.codes_NK, self.scale_NG, self.group_k)
 
 
+class DoubledWeight(GroupWeight):
+    """e2m1 with whole numbers for codes: each is twice the value (0, 1, 2, 3, 4, 6, 8, 12), the scale half of its own.
+
+    What rounding and comparing work on; `MicroWeight` is what is stored.
+    """
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FineWeight:
+    """Int4 in groups of 32 along K: a source that becomes groups of 128 where four scales are one."""
+
+    bytes_NJ: Tensor  # uint8 [N, K/2], as GroupWeight has them
+    scale_NG: Tensor  # float32; real = code * scale
+
+    def dequantize(self) -> Tensor:
+        return groups.decode(int4.unpack_low_first(self.bytes_NJ), self.scale_NG, FINE_GROUP)
+
+
 @dataclass(frozen=True, slots=True)
 class AwareWeight:
     """Int4 groups behind an input scale of their own (AWQ not folded away), with the scalars of an FP8 product."""
@@ -115,6 +136,18 @@ class MicroWeight:
             assert self._codes_NK is not None
             self._bytes_NJ = fp4.pack_low_first(self._codes_NK).contiguous()
         return self._bytes_NJ
+
+    @classmethod
+    def of_doubled(cls, weight: DoubledWeight) -> MicroWeight:
+        """Raises: QuantizationError for a scale that is no power of two."""
+        return cls(fp4.encode(weight.codes_NK.to(torch.float32) / 2), e8m0.encode(weight.scale_NG * 2))
+
+    def doubled(self) -> DoubledWeight:
+        """The same numbers as whole codes; -0 becomes 0, and the scale byte 255 the NaN that it is."""
+        codes_NK = fp4.decode(self.codes_NK).mul_(2).to(torch.int8)
+        nan_NG = self.exponent_NG == e8m0.NAN
+        scale_NG = e8m0.decode(self.exponent_NG.masked_fill(nan_NG, 0)) / 2
+        return DoubledWeight(codes_NK, scale_NG.masked_fill_(nan_NG, torch.nan), MICRO_GROUP)
 
     def dequantize(self) -> Tensor:
         return groups.decode(fp4.decode(self.codes_NK), e8m0.decode(self.exponent_NG), MICRO_GROUP)
@@ -186,6 +219,18 @@ class WeightFormat:
 
 def _stacked(shape: tuple[int, ...], stack: int) -> tuple[int, ...]:
     return (stack, *shape) if stack else shape
+
+
+def vector(dtype: str) -> WeightFormat:
+    """A vector as a matrix of one column, so that what has one number for each row moves as the rows do."""
+    return WeightFormat(
+        name=dtype,
+        bits=16,
+        form=PlainWeight,
+        parts=(Part("", (dtype,), lambda n, k: (n,)),),
+        unpack=lambda parts: PlainWeight(parts[""]),
+        pack=lambda weight: {"": weight.real_NK},
+    )
 
 
 def matrix(n: int, k: int) -> tuple[int, ...]:

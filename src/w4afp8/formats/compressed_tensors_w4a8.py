@@ -15,23 +15,23 @@ import torch
 from torch import Tensor
 
 from w4afp8.errors import FormatError
-from w4afp8.formats import compressed_tensors_fp8
+from w4afp8.formats import bf16, compressed_tensors_fp8
+from w4afp8.formats._compressed_tensors import ACTIVATIONS, beside_blocks, beside_sixteen_bits
 from w4afp8.formats._spec import GroupWeight, Part, WeightFormat
-from w4afp8.formats._target import CheckpointFormat, InputScale
+from w4afp8.formats._target import CheckpointFormat, InputScale, no_side_files
 from w4afp8.formats.sglang_w4afp8 import INPUT_SCALE_NAMES
 from w4afp8.numerics import groups, int4
 
 PER_WORD = 8
 # Activations are scaled per token, no engine reads static scales; they are kept for the way back to a format with them.
 KEPT_SCALES_FILE = "w4afp8/act_scales.safetensors"
-ACTIVATIONS = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": True}
-# Linears that are neither routed experts nor 16-bit: every one that a DeepSeek FP8 checkpoint stores in blocks.
-FP8_LINEARS = (
-    r"re:.*\.self_attn\..*_proj(_with_mqa)?$",
-    r"re:.*\.mlp\.(gate|up|down)_proj$",
-    r"re:.*\.mlp\.shared_experts\.(gate|up|down)_proj$",
-)
-SIXTEEN_BIT = ("lm_head", r"re:.*\.mlp\.gate$", r"re:.*\.eh_proj$", r"re:.*\.shared_head\.head$")
+EXPERTS = {
+    "targets": ["Linear"],
+    "format": "pack-quantized",
+    "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": groups.GROUP, "symmetric": True,
+                "dynamic": False},
+    "input_activations": {**ACTIVATIONS, "strategy": "token"},
+}  # fmt: skip
 
 
 def _words(n: int, k: int) -> tuple[int, ...]:
@@ -47,50 +47,39 @@ def _two(n: int, k: int) -> tuple[int, ...]:
     return (2,)
 
 
-def _unpack(parts: Mapping[str, Tensor]) -> GroupWeight:
+def unpack_words(parts: Mapping[str, Tensor]) -> Tensor:
+    """The words as low-even two's complement bytes: uint8 [N, K/2].  Raises: FormatError when weight_shape lies."""
     bytes_NJ = int4.to_offset_binary(parts[".weight_packed"].contiguous().view(torch.uint8))
     said, held = parts[".weight_shape"].tolist(), [bytes_NJ.shape[0], 2 * bytes_NJ.shape[1]]
     if said != held:
         raise FormatError(f"weight_shape says {said}, the words hold {held}; the shard is damaged")
-    return GroupWeight.packed(bytes_NJ, parts[".weight_scale"].to(torch.float32))
+    return bytes_NJ
 
 
-def _pack(weight: GroupWeight) -> dict[str, Tensor]:
-    n, j = weight.bytes_NJ.shape
+def pack_words(bytes_NJ: Tensor, scale_NG: Tensor) -> dict[str, Tensor]:
+    """Undo `unpack_words`: the words, the scales in the model's 16 bits, the shape."""
+    n, j = bytes_NJ.shape
     return {
-        ".weight_packed": int4.to_offset_binary(weight.bytes_NJ.contiguous()).view(torch.int32),
-        ".weight_scale": groups.exactly_bf16(weight.scale_NG),
+        ".weight_packed": int4.to_offset_binary(bytes_NJ.contiguous()).view(torch.int32),
+        ".weight_scale": groups.exactly_bf16(scale_NG),
         ".weight_shape": torch.tensor([n, 2 * j], dtype=torch.int64),
     }
 
 
+def _unpack(parts: Mapping[str, Tensor]) -> GroupWeight:
+    return GroupWeight.packed(unpack_words(parts), parts[".weight_scale"].to(torch.float32))
+
+
+def _pack(weight: GroupWeight) -> dict[str, Tensor]:
+    return pack_words(weight.bytes_NJ, weight.scale_NG)
+
+
 def _config(source: Mapping[str, Any]) -> dict[str, Any]:
-    """One group for the experts, one for the FP8 rest, which is found first because it names its modules."""
-    experts = {
-        "targets": ["Linear"],
-        "format": "pack-quantized",
-        "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": groups.GROUP, "symmetric": True,
-                    "dynamic": False},
-        "input_activations": {**ACTIVATIONS, "strategy": "token"},
-    }  # fmt: skip
-    blocks = {
-        "targets": list(FP8_LINEARS),
-        "format": "float-quantized",
-        "weights": {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [128, 128],
-                    "symmetric": True, "dynamic": False},
-        "input_activations": {**ACTIVATIONS, "strategy": "group", "group_size": 128},
-    }  # fmt: skip
-    return {
-        "quant_method": "compressed-tensors",
-        "quantization_status": "compressed",
-        "format": "mixed-precision",
-        "config_groups": {"group_0": experts, "group_1": blocks},
-        "ignore": list(SIXTEEN_BIT),
-    }
+    return beside_blocks(EXPERTS)
 
 
-def _no_side_files(source: Mapping[str, Any]) -> dict[str, Any]:
-    return {}
+def _plain_config(source: Mapping[str, Any]) -> dict[str, Any]:
+    return beside_sixteen_bits(EXPERTS)
 
 
 WEIGHT = WeightFormat(
@@ -109,11 +98,12 @@ WEIGHT = WeightFormat(
 CHECKPOINT = CheckpointFormat(
     name="compressed_tensors_w4a8",
     expert_weight=WEIGHT,
-    linear_weight=compressed_tensors_fp8.WEIGHT,
+    linear_weights=(compressed_tensors_fp8.WEIGHT, bf16.WEIGHT),
     input_scale=InputScale(KEPT_SCALES_FILE, INPUT_SCALE_NAMES, indexed=False),
     partial_experts=None,
     quantization_config=_config,
-    side_files=_no_side_files,
-    read_by=("vLLM (compressed-tensors, mixed-precision)",),
-    validated=False,
+    plain_config=_plain_config,
+    side_files=no_side_files,
+    read_by=("vLLM (compressed-tensors)",),  # SGLang 0.5.23 too where linears have 16 bits
+    validated=True,
 )

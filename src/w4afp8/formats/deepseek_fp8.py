@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from w4afp8.formats import bf16
 from w4afp8.formats._spec import BlockWeight, Part, WeightFormat, matrix
+from w4afp8.formats._target import NO_INPUT_SCALE, CheckpointFormat, no_side_files
 from w4afp8.numerics import fp8
 
 
@@ -34,4 +37,27 @@ WEIGHT = WeightFormat(
     unpack=_unpack,
     pack=_pack,
     encode=_encode,
+)
+
+
+def _config(source: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "activation_scheme": "dynamic",
+        "fmt": "e4m3",
+        "quant_method": "fp8",
+        "weight_block_size": [fp8.BLOCK, fp8.BLOCK],
+    }
+
+
+CHECKPOINT = CheckpointFormat(
+    name="deepseek_fp8",
+    expert_weight=WEIGHT,
+    linear_weights=(WEIGHT, bf16.WEIGHT),
+    input_scale=NO_INPUT_SCALE,
+    partial_experts=None,
+    quantization_config=_config,
+    side_files=no_side_files,
+    read_by=("SGLang (DeepSeek-V3)", "vLLM (DeepSeek-V3)", "TensorRT-LLM (DeepSeek-V3)"),
+    validated=False,
+    scheme="FP8",
 )

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from w4afp8.formats import bf16, deepseek_fp8, deepseek_ue8m0
 from w4afp8.formats._spec import MICRO_GROUP, MicroWeight, Part, WeightFormat
+from w4afp8.formats._target import NO_INPUT_SCALE, CheckpointFormat, no_side_files
 from w4afp8.numerics import e8m0, groups
 
 
@@ -39,4 +41,18 @@ WEIGHT = WeightFormat(
     parts=(Part(".weight", ("I8", "U8"), _packed), Part(".scale", ("F8_E8M0",), _scales)),
     unpack=_unpack,
     pack=_pack,
+)
+
+CHECKPOINT = CheckpointFormat(
+    name="deepseek_mxfp4",
+    expert_weight=WEIGHT,
+    linear_weights=(deepseek_ue8m0.WEIGHT, deepseek_fp8.WEIGHT, bf16.WEIGHT),
+    input_scale=NO_INPUT_SCALE,
+    partial_experts=None,
+    quantization_config=deepseek_ue8m0.config,
+    side_files=no_side_files,
+    read_by=("SGLang (DeepSeek-V4)", "vLLM (DeepSeek-V4)"),
+    validated=True,
+    scheme="MXFP4",
+    expert_dtype="fp4",
 )

@@ -16,10 +16,12 @@ from torch import Tensor
 from w4afp8.formats import deepseek_fp8
 from w4afp8.formats._spec import GroupWeight, Part, WeightFormat
 from w4afp8.formats._target import CheckpointFormat, InputScale
+from w4afp8.formats._trtllm import mixed_layers
 from w4afp8.numerics import groups
 
 INPUT_SCALE_NAMES = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 ACTIVATION_SCALES_FILE = "act_scales.safetensors"
+EXPERTS = {"quant_algo": "W4A8_AWQ", "group_size": groups.GROUP}
 
 
 def _packed(n: int, k: int) -> tuple[int, ...]:
@@ -53,20 +55,10 @@ def _config(source: Mapping[str, Any]) -> dict[str, Any]:
 
 def _side_files(source: Mapping[str, Any]) -> dict[str, Any]:
     """The two files beside config.json by which TensorRT-LLM tells experts (int4) from the rest (FP8 blocks)."""
-    layers: dict[str, Any] = {}
-    for layer in range(source["num_hidden_layers"] + source.get("num_nextn_predict_layers", 0)):
-        prefix = f"model.layers.{layer}"
-        for name in ("fused_a", "q_b_proj", "kv_b_proj", "o_proj"):
-            layers[f"{prefix}.self_attn.{name}"] = {"quant_algo": "FP8_BLOCK_SCALES"}
-        dense = layer < source["first_k_dense_replace"]
-        for name in ("gate_up_proj", "down_proj"):
-            layers[f"{prefix}.mlp.{'' if dense else 'shared_experts.'}{name}"] = {"quant_algo": "FP8_BLOCK_SCALES"}
-        if not dense:
-            layers[f"{prefix}.mlp.experts"] = {"quant_algo": "W4A8_AWQ", "group_size": groups.GROUP}
     mixed = {"quant_algo": "MIXED_PRECISION", "kv_cache_quant_algo": None}
     return {
         "hf_quant_config.json": {"quantization": dict(mixed)},
-        "quant_cfg.json": {**mixed, "quantized_layers": layers},
+        "quant_cfg.json": {**mixed, "quantized_layers": mixed_layers(source, EXPERTS)},
     }
 
 
@@ -82,7 +74,7 @@ WEIGHT = WeightFormat(
 CHECKPOINT = CheckpointFormat(
     name="sglang_w4afp8",
     expert_weight=WEIGHT,
-    linear_weight=deepseek_fp8.WEIGHT,
+    linear_weights=(deepseek_fp8.WEIGHT,),
     input_scale=InputScale(ACTIVATION_SCALES_FILE, INPUT_SCALE_NAMES),
     partial_experts=None,
     quantization_config=_config,

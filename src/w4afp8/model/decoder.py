@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from w4afp8.errors import CheckpointError
 from w4afp8.families._spec import Dimensions, Family, expert_matrices
 from w4afp8.model.attention import Attention, rms_norm
 from w4afp8.model.feedforward import intermediate, pieces, rows_per_piece
@@ -29,7 +30,15 @@ class Decoder:
         self.family, self.d, self.weights = family, dimensions, weights
 
     def embed(self, tokens_BS: Tensor) -> Tensor:
-        """Token embeddings, float32 [B, S, H].  Only the rows that occur are widened to float32."""
+        """Token embeddings, float32 [B, S, H].  Only the rows that occur are widened to float32.
+
+        Raises: CheckpointError for sequences in which the model's indexer would choose among positions.
+        """
+        if self.d.longest is not None and tokens_BS.shape[1] > self.d.longest:
+            raise CheckpointError(
+                f"sequences of {tokens_BS.shape[1]} tokens; the indexer of this model shows attention the best "
+                f"{self.d.longest} positions, and only up to there is that all of them, as computed here; use shorter"
+            )
         table = self.weights.packed("model.embed_tokens.weight")
         unique, place = torch.unique(tokens_BS, return_inverse=True)
         rows = table.real_NK[unique].float() if hasattr(table, "real_NK") else table.dequantize()[unique]
@@ -65,7 +74,7 @@ class Decoder:
 
     def expert(self, layer: int, expert: int) -> tuple[Tensor, Tensor, Tensor]:
         """One expert's gate [I, H], up [I, H] and down [H, I], float32."""
-        gate, up, down = expert_matrices(self.family, layer, expert)
+        gate, up, down = expert_matrices(self.family, self.d, layer, expert)
         return self.weights.matrix(gate), self.weights.matrix(up), self.weights.matrix(down)
 
     def add_experts(

@@ -12,6 +12,7 @@ from w4afp8.errors import QuantizationError
 
 E8M0 = torch.float8_e8m0fnu
 NAN = 255
+BIAS = 127
 SMALLEST_BITS = 0x00400000  # 2^-127, the one scale that float32 holds as a subnormal: byte 0
 
 

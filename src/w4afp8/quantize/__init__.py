@@ -10,9 +10,10 @@ from pydantic import ValidationError as PydanticError
 
 from w4afp8 import registry
 from w4afp8.errors import RecipeError, raise_all
+from w4afp8.quantize._grid import OF_SCHEME
 from w4afp8.quantize._method import Method
 from w4afp8.recipes._load import explain
-from w4afp8.recipes._recipe import MethodChoice, Recipe
+from w4afp8.recipes._recipe import MethodChoice, Recipe, Scheme
 
 
 @cache
@@ -27,8 +28,8 @@ def get(name: str) -> type[Method]:
     return found
 
 
-def make(choice: MethodChoice) -> Method:
-    """The method that a recipe asks for, its options checked.
+def make(choice: MethodChoice, scheme: Scheme = Scheme.W4AFP8) -> Method:
+    """The method that a recipe asks for, its options checked, on the grid of the scheme.
 
     Raises: RecipeError for an unknown method or option, or a value that does not fit.
     """
@@ -38,12 +39,12 @@ def make(choice: MethodChoice) -> Method:
     except PydanticError as error:
         raise_all(explain(error, method.Options), RecipeError, f"options of method {choice.name}")
         raise
-    return method(options)
+    return method(options, OF_SCHEME[scheme])
 
 
 def resolve(recipe: Recipe) -> tuple[Recipe, Method]:
     """The recipe with every option of its method written out, and the method."""
-    method = make(recipe.method)
+    method = make(recipe.method, recipe.scheme)
     options: BaseModel = method.options
     choice = MethodChoice(name=recipe.method.name, options=options.model_dump(mode="json"))
     return recipe.model_copy(update={"method": choice}), method

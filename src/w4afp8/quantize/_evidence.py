@@ -8,16 +8,16 @@ from torch import Tensor
 from w4afp8.errors import QuantizationError
 from w4afp8.formats._spec import GroupWeight
 from w4afp8.model.feedforward import intermediate, pieces, rows_per_piece
+from w4afp8.quantize._grid import INT4, Grid
 from w4afp8.quantize._method import ExpertInputs, ExpertResult, ExpertWeights
-from w4afp8.quantize.rtn import round_to_nearest
 
 SITES = ("gate_up", "down")
 
 
 def measure(
-    source: ExpertWeights, inputs: ExpertInputs, result: ExpertResult, scale_H: Tensor | None
+    source: ExpertWeights, inputs: ExpertInputs, result: ExpertResult, scale_H: Tensor | None, grid: Grid = INT4
 ) -> tuple[dict[str, dict[str, float]], float]:
-    """Relative mean squared errors beside plain rounding's, and the largest magnitude that reaches `down`.
+    """Relative mean squared errors beside plain rounding's on the same grid, and the largest input of `down`.
 
     `source` is the expert before the layer's fold, `inputs` and `result` are after it (by `scale_H`, if any).
 
@@ -25,7 +25,7 @@ def measure(
     expert on its own calibration tokens, activations unrounded.
     """
     exact = (source.gate_IH, source.up_IH, source.down_HI)
-    rounded = tuple(round_to_nearest(w).dequantize() for w in exact)
+    rounded = tuple(grid.round_to_nearest(w).dequantize() for w in exact)
     chosen = (result.gate.dequantize(), result.up.dequantize(), result.down.dequantize())
     squares = {site: dict.fromkeys(("rtn", "chosen", "size"), 0.0) for site in SITES}
     largest = 0.0

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from w4afp8.families._spec import Dimensions, expert_matrices
-from w4afp8.formats._spec import GroupWeight
+from w4afp8.formats._spec import Weight
 from w4afp8.model.decoder import Decoder
 from w4afp8.model.feedforward import intermediate, pieces, rows_per_piece
 from w4afp8.model.router import Routing, route
@@ -29,7 +29,7 @@ RECORDED_TOKENS = 64  # inputs of each layer that are kept beside the checkpoint
 # (quant-tools: A3, shrinkage stops mattering between 256 and 1024).
 TOP_UP_TOKENS = 256
 
-Put = Callable[[str, GroupWeight], None]
+Put = Callable[[str, Weight], None]
 Progress = Callable[[int, int], None]  # experts done, experts
 
 
@@ -54,7 +54,7 @@ def quantize_layer(
 ) -> LayerResult:
     """Quantize the experts of `layer` and move the states on, in place.
 
-    `put(weight name, codes)` is called once per expert matrix, in order.
+    `put(weight name, weight)` is called once per expert matrix, in order.
     Raises: QuantizationError when a number that must be finite is not.
     """
     d, prefix = decoder.d, f"model.layers.{layer}."
@@ -78,7 +78,7 @@ def quantize_layer(
     amax = {"gate_up": _amax(x_TH, scale_H), "down": 0.0}
     experts: list[dict[str, Any]] = []
     for e, weights, inputs in view.experts():
-        names = expert_matrices(decoder.family, layer, e)
+        names = expert_matrices(decoder.family, d, layer, e)
         for name, matrix in zip(names, (weights.gate_IH, weights.up_IH, weights.down_HI)):
             require_finite(name, matrix)
         _add_output(weights, inputs, states_TH, routing.tokens_of(e)[0])
@@ -87,11 +87,11 @@ def quantize_layer(
             weights = ExpertWeights(weights.gate_IH * scale_H, weights.up_IH * scale_H, weights.down_HI)
             inputs = ExpertInputs(inputs.x_nH.div_(scale_H), inputs.weight_n, inputs.routed, prior)
         result = method.quantize(weights, inputs)
-        errors, down_amax = measure(source, inputs, result, scale_H)
+        errors, down_amax = measure(source, inputs, result, scale_H, method.grid)
         amax["down"] = max(amax["down"], down_amax)
         for name, weight in zip(names, (result.gate, result.up, result.down)):
             check(name, weight)
-            put(name, weight)
+            put(name, method.grid.weight(weight))
         experts.append({"expert": e, "tokens": inputs.routed, **errors, **result.evidence})
         progress(e + 1, d.experts)
     return LayerResult(_evidence(layer, d, routing, fold, experts, amax, headroom), folded, recorded)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from w4afp8.families._spec import Dimensions
 from w4afp8.formats._spec import GroupWeight
+from w4afp8.quantize._grid import INT4, Grid
 
 PRIOR_TOKENS = 4096  # of the whole layer that each expert may run to learn what its intermediate looks like
 
@@ -92,8 +93,8 @@ class Method(ABC):
     Options: ClassVar[type[BaseModel]]
     wants_prior: ClassVar[bool] = False
 
-    def __init__(self, options: BaseModel) -> None:
-        self.options = options
+    def __init__(self, options: BaseModel, grid: Grid = INT4) -> None:
+        self.options, self.grid = options, grid
 
     def fold(self, view: LayerView) -> Fold | None:
         """A fold for the whole layer, or None to leave norm, router and shared expert as the source has them."""

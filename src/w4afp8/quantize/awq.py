@@ -25,6 +25,7 @@ from w4afp8.numerics import distance, fp8, groups
 from w4afp8.quantize import _rounding, _scales
 from w4afp8.quantize._fold import power_of_two
 from w4afp8.quantize._gram import TINY, damp, effective_tokens, gram, shrink
+from w4afp8.quantize._grid import Grid
 from w4afp8.quantize._method import (
     PRIOR_TOKENS,
     ExpertInputs,
@@ -39,7 +40,6 @@ from w4afp8.recipes._recipe import Strict
 # (a, b) of scale_j = x_j^a / w_j^b.  (0, 0) is no fold at all and always among them.
 GRID = ((0.0, 0.0), (0.0, 1.0), (0.0, 0.75), (0.25, 0.5), (0.5, 0.5))
 LARGEST_SPREAD = 2.0**12  # between a fold's scales; beyond it activations leave e4m3's range
-COARSE = [0.6, 0.7, 0.8, 0.9, 1.0]  # multiples of amax/7 while folds are compared
 
 
 class Awq(Method):
@@ -79,7 +79,7 @@ class Awq(Method):
             both = torch.cat((weights.gate_IH, weights.up_IH))
             size = distance.gram_error(both, statistics)
             for i, scale in enumerate(candidates):
-                loss[i] += folded_loss(both, statistics, scale) / size if size else 0.0
+                loss[i] += folded_loss(both, statistics, scale, self.grid) / size if size else 0.0
         best = min(range(len(GRID)), key=lambda i: loss[i])
         gain = 1 - loss[best] / loss[0] if loss[0] else 0.0
         moves = view.routing_moves(candidates[best])
@@ -109,8 +109,8 @@ class Awq(Method):
         wide = self._regularize(gram(rounded_nH, inputs.weight_n), inputs)[0]
         both = self._round(torch.cat((weights.gate_IH, up_IH)), wide)
         del wide
-        gate = GroupWeight(both.codes_NK[:rows], both.scale_NG[:rows])
-        up = GroupWeight(both.codes_NK[rows:], both.scale_NG[rows:])
+        gate = GroupWeight(both.codes_NK[:rows], both.scale_NG[:rows], self.grid.group)
+        up = GroupWeight(both.codes_NK[rows:], both.scale_NG[rows:], self.grid.group)
         down_HI, narrow = self._down_target(weights.gate_IH, up_IH, down_HI, gate, up, inputs, rounded_nH)
         down = self._round(down_HI, narrow)
         return ExpertResult(gate, up, down, fold_I, {"fold_alpha": exponent})
@@ -128,7 +128,7 @@ class Awq(Method):
         x_I, w_I = gram_II.diagonal().sqrt(), down_HI.square().mean(0).sqrt()
         candidates = [exponents(x_I, w_I, a, b) for a, b in GRID]
         statistics = damp(gram_II.clone(), self.options.damping)
-        loss = [folded_loss(down_HI, statistics, scale) for scale in candidates]
+        loss = [folded_loss(down_HI, statistics, scale, self.grid) for scale in candidates]
         best = min(range(len(GRID)), key=lambda i: loss[i])
         if loss[best] > (1 - self.options.min_gain) * loss[0]:
             return None, None
@@ -176,14 +176,16 @@ class Awq(Method):
         return damp(gram_KK, self.options.damping), kept
 
     def _round(self, weight_NK: Tensor, gram_KK: Tensor) -> GroupWeight:
+        grid = self.grid
         if self.options.feedback:
-            codes, scale = _rounding.feedback(weight_NK, gram_KK)
+            codes, scale = _rounding.feedback(weight_NK, gram_KK, grid)
         else:
-            scale = _scales.search(weight_NK, gram_KK)
-            codes = groups.round_to_codes(weight_NK, scale)
+            scale = _scales.search(weight_NK, gram_KK, grid)
+            codes = grid.round(weight_NK, scale)
         if self.options.rounds:
-            codes, scale = _rounding.refine(weight_NK, gram_KK, codes, scale, self.options.rounds, self.options.sweeps)
-        return GroupWeight(codes, scale)
+            rounds, sweeps = self.options.rounds, self.options.sweeps
+            codes, scale = _rounding.refine(weight_NK, gram_KK, codes, scale, rounds, sweeps, grid)
+        return GroupWeight(codes, scale, grid.group)
 
     def statistics_bytes(self, dimensions: Dimensions, rows: int) -> int:
         h, i = dimensions.hidden, dimensions.expert_intermediate
@@ -204,12 +206,12 @@ def exponents(x_K: Tensor, w_K: Tensor, a: float, b: float) -> Tensor:
     return torch.where(alive, torch.exp2((logs - middle).clamp(-half, half)), torch.ones_like(x_K))
 
 
-def folded_loss(weight_NK: Tensor, gram_KK: Tensor, scale_K: Tensor) -> float:
+def folded_loss(weight_NK: Tensor, gram_KK: Tensor, scale_K: Tensor, grid: Grid) -> float:
     """Output error of weight * scale, rounded and divided by scale again, under the unscaled Gram."""
     folded = weight_NK * scale_K
     folded_gram = gram_KK / scale_K[:, None] / scale_K
-    chosen = _scales.search(folded, folded_gram, COARSE)
-    error = groups.decode(groups.round_to_codes(folded, chosen), chosen) - folded
+    chosen = _scales.search(folded, folded_gram, grid, coarse=True)
+    error = groups.decode(grid.round(folded, chosen), chosen, grid.group) - folded
     return distance.gram_error(error, folded_gram)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from w4afp8.errors import RecipeError, raise_all
 
@@ -16,6 +16,17 @@ class Strict(BaseModel):
     """Refuses unknown keys, silent coercions of text into numbers, and numbers that are not finite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Scheme(StrEnum):
+    """What the experts become."""
+
+    W4AFP8 = "W4AFP8"  # int4, a bfloat16 scale per 128 inputs, FP8 activations
+    MXFP4 = "MXFP4"  # e2m1, a power of two per 32 inputs
+
+
+# The checkpoint format that a scheme is written in when the recipe names none.
+FORMAT_OF = {Scheme.W4AFP8: "sglang_w4afp8", Scheme.MXFP4: "compressed_tensors_mxfp4"}
 
 
 class Mtp(StrEnum):
@@ -92,7 +103,7 @@ class Recipe(Strict):
 
     version: Literal[1] = 1
     about: str = ""
-    scheme: Literal["W4AFP8"] = "W4AFP8"
+    scheme: Scheme = Field(Scheme.W4AFP8, strict=False)
     targets: tuple[str, ...] = Field((r"re:.*\.mlp\.experts\.\d+\.(gate|up|down)_proj",), min_length=1, strict=False)
     ignore: tuple[str, ...] = Field((), strict=False)
     mtp: Mtp = Field(Mtp.AUTO, strict=False)
@@ -102,6 +113,17 @@ class Recipe(Strict):
     activations: Activations = Activations()
     output: Output = Output()
     compute: Compute = Compute()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _format_follows_the_scheme(cls, content: Any) -> Any:
+        """Where the output's format is not said, the scheme's own."""
+        if not isinstance(content, Mapping) or content.get("scheme") not in list(FORMAT_OF):
+            return content
+        output = content.get("output", {})
+        if not isinstance(output, Mapping) or "format" in output:
+            return content
+        return {**content, "output": {**output, "format": FORMAT_OF[Scheme(content["scheme"])]}}
 
     @field_validator("targets", "ignore")
     @classmethod

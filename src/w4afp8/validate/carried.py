@@ -10,6 +10,7 @@ from torch import Tensor
 
 from w4afp8.families._inventory import Item
 from w4afp8.families._spec import Role
+from w4afp8.formats._spec import BlockWeight, PlainWeight
 from w4afp8.model.router import route
 from w4afp8.validate.findings import Check, Progress
 from w4afp8.validate.sides import Inputs, Side, norm_fold
@@ -51,9 +52,9 @@ def check_carried(source: Side, output: Side, record: Mapping[str, Any], on_prog
             if local not in FOLDED or layer not in layers:
                 _compare_numbers(source, output, item.expected.name, same)
             continue
-        for spec in item.tensors:
+        for spec, name in zip(item.tensors, _names_in_source(source, item), strict=True):
             same.examined += 1
-            before = source.reader.specs.get(spec.name)
+            before = source.reader.specs.get(name)
             if before is None or (before.dtype, before.shape) != (spec.dtype, spec.shape):
                 same.blame(
                     spec.name, f"{spec.dtype} {list(spec.shape)}",
@@ -61,7 +62,7 @@ def check_carried(source: Side, output: Side, record: Mapping[str, Any], on_prog
                     "it must be carried as it is",
                 )  # fmt: skip
             elif local not in (NORM, *FOLDED) or layer not in layers:
-                _compare_bytes(source, output, spec.name, same)
+                _compare_bytes(source, output, spec.name, name, same)
     for layer in sorted(layers):
         _check_fold(source, output, layer, folds)
     on_progress("carried", len(items), len(items))
@@ -75,7 +76,15 @@ def _is_recoded(source: Side, item: Item) -> bool:
     before = source.weights.inventory.get(item.expected.name)
     if before is None or before.format is None or item.format is None:
         return False
-    return before.format.name == "bf16" and item.format.name == "deepseek_fp8"
+    return before.format.form is PlainWeight and item.format.form is BlockWeight
+
+
+def _names_in_source(source: Side, item: Item) -> list[str]:
+    """Where the source has the same numbers: two formats of one form name their tensors differently."""
+    before = source.weights.inventory.get(item.expected.name)
+    if before is not None and before.format and item.format and before.format.form is item.format.form:
+        return [spec.name for spec in before.tensors]
+    return [spec.name for spec in item.tensors]
 
 
 def _compare_numbers(source: Side, output: Side, name: str, check: Check) -> None:
@@ -88,9 +97,9 @@ def _compare_numbers(source: Side, output: Side, name: str, check: Check) -> Non
         )  # fmt: skip
 
 
-def _compare_bytes(source: Side, output: Side, name: str, check: Check) -> None:
+def _compare_bytes(source: Side, output: Side, name: str, source_name: str, check: Check) -> None:
     position = 0
-    for ours, theirs in zip(output.reader.read_bytes(name), source.reader.read_bytes(name), strict=True):
+    for ours, theirs in zip(output.reader.read_bytes(name), source.reader.read_bytes(source_name), strict=True):
         if not torch.equal(ours, theirs):
             at = position + int((ours != theirs).nonzero()[0])
             check.blame(

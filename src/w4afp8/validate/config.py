@@ -16,6 +16,7 @@ from w4afp8.validate.findings import Check
 
 OWN_FOLDER = "w4afp8"  # recipe, record and recorded inputs of the run that made the directory
 RECORD = f"{OWN_FOLDER}/record.json"
+FIRST = formats.target("sglang_w4afp8")  # what a directory is held against that says nothing of ours
 CHANGED_KEYS = ("quantization_config", "num_nextn_predict_layers")  # what a conversion may change in config.json
 # README.md: a card describes one checkpoint, and no engine reads it; `w4afp8 card` writes the output's own.
 NOT_COPIED = (CONFIG, INDEX, SINGLE, "hf_quant_config.json", "quant_cfg.json", "README.md")
@@ -27,20 +28,16 @@ def target_of(config: Mapping[str, Any], record: Mapping[str, Any]) -> Checkpoin
 
     Raises: CheckpointError for a format that only `convert` writes.
     """
-    claimed = (config.get("quantization_config") or {}).get("quant_method")
-    for name in formats.checkpoints():
-        other = formats.checkpoint(name)
-        if not other.validated and claimed and other.quantization_config(config).get("quant_method") == claimed:
-            raise CheckpointError(
-                f"config.json says {claimed}: validate has no proof for {name}; convert the directory to "
-                f"{formats.targets()[0]} and validate that, every number stays as it is"
-            )
-    for name in formats.targets():
-        target = formats.target(name)
-        if target.quantization_config(config).get("quant_method") == claimed:
-            return target
+    found = formats.announced(config)
+    if found is not None and found.validated:
+        return found
+    if found is not None and found.scheme == FIRST.scheme:
+        raise CheckpointError(
+            f"config.json says {found.name}: validate has no proof for {found.name}; convert the directory to "
+            f"{FIRST.name} and validate that, every number stays as it is"
+        )
     recorded = record.get("format")
-    return formats.target(recorded if recorded in formats.targets() else formats.targets()[0])
+    return formats.target(recorded) if recorded in formats.targets() else FIRST
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -49,15 +46,20 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def check_config(
-    config: Mapping[str, Any], target: CheckpointFormat, source: Mapping[str, Any] | None, ours: bool = True
+    config: Mapping[str, Any],
+    target: CheckpointFormat,
+    source: Mapping[str, Any] | None,
+    ours: bool = True,
+    sixteen: bool = False,
 ) -> Check:
     """The fields by which engines choose the format, and everything else as the source has it.
 
-    Another tool's directory (not `ours`) may leave out the fields that no engine reads, but must not contradict them.
+    `sixteen`: the linears beside the experts have 16 bits, of which some formats' config speaks.  Another tool's
+    directory (not `ours`) may leave out the fields that no engine reads, but must not contradict them.
     """
     check = Check("config", "config.json says what the engine must hear, and otherwise what the source says")
     found = config.get("quantization_config")
-    for key, value in target.quantization_config(config).items():
+    for key, value in target.config_for(config, sixteen).items():
         check.examined += 1
         got = found.get(key) if isinstance(found, dict) else None
         if got != value and (ours or got is not None or key == "quant_method"):
@@ -84,6 +86,9 @@ def check_side_files(folder: Path, own_files: Mapping[str, Any], source: Path | 
     for path in sorted([*folder.glob("*.json"), *own.glob("*.json")]):
         check.examined += 1
         name = path.relative_to(folder).as_posix()
+        if not path.is_file():  # a folder, a pipe that would never answer
+            check.blame(name, "no file", "a JSON file", "copy it again")
+            continue
         try:
             contents[name] = json.loads(path.read_text())
         except (ValueError, UnicodeDecodeError, RecursionError) as error:

@@ -62,9 +62,9 @@ class ExpertChecks:
             routed[0].index_add_(0, rows, found * weight)
             routed[1].index_add_(0, rows, expected * weight)
             error = relative_squared(found, expected)
-            weight_error, misfit = self._compare_weights(names, before, after, fold_H)
+            weight_error, misfit = self._compare_weights(output, names, before, after, fold_H)
             numbers.experts.append(ExpertError(expert, own, error, weight_error, misfit))
-            self._judge_output(f"{source.family.expert(numbers.layer, expert)}", error)
+            self._judge_output(f"{source.family.expert(source.d, numbers.layer, expert)}", error)
         numbers.output_error = relative_squared(routed[0], routed[1])
 
     def _judge_output(self, name: str, error: float) -> None:
@@ -73,7 +73,12 @@ class ExpertChecks:
             self.outputs.blame(name, f"an output error of {error:.3g}", f"at most {OUTPUT_ERROR:g}", REQUANTIZE)
 
     def _compare_weights(
-        self, names: dict[str, str], before: dict[str, Tensor], after: dict[str, GroupWeight], fold_H: Tensor
+        self,
+        output: Side,
+        names: dict[str, str],
+        before: dict[str, Tensor],
+        after: dict[str, GroupWeight],
+        fold_H: Tensor,
     ) -> tuple[dict[str, float], dict[str, float]]:
         column_H = 1 / fold_H
         factor_I = None if self.to_nearest else row_factor(after["up_proj"], before["up_proj"], column_H)
@@ -84,17 +89,17 @@ class ExpertChecks:
         }
         found = {site: compare(after[site], before[site], *folds[site]) for site in names}
         for site, name in names.items():
-            self._judge_weight(name, found[site], after[site])
+            self._judge_weight(name, output.weights.inventory[name].tensors[1].name, found[site], after[site])
         return {s: c.error for s, c in found.items()}, {s: c.scale_misfit for s, c in found.items()}
 
-    def _judge_weight(self, name: str, found: Comparison, weight: GroupWeight) -> None:
+    def _judge_weight(self, name: str, scale_name: str, found: Comparison, weight: GroupWeight) -> None:
         self.weights.examined += 1
         self.scales.examined += 1
         if not found.error <= WEIGHT_ERROR:
             self.weights.blame(name, f"a weight error of {found.error:.3g}", f"at most {WEIGHT_ERROR:g}", REQUANTIZE)
         if not found.scale_misfit <= SCALE_MISFIT:
             self.scales.blame(
-                f"{name}_scale_inv",
+                scale_name,
                 f"group scales {found.scale_misfit:.1%} from those the codes ask for (rms)",
                 f"at most {SCALE_MISFIT:.0%}",
                 f"scales of another order or matrix: {REQUANTIZE}",

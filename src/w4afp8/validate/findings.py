@@ -15,6 +15,11 @@ Progress = Callable[[str, int, int], None]  # (what, done, total)
 MOST_PROBLEMS = 50  # of one check that are kept with words; the rest are counted
 
 
+def _printable(said: object) -> str:
+    """A name out of a hostile file may hold half a character, which no terminal and no file takes."""
+    return str(said).encode(errors="backslashreplace").decode()
+
+
 def silent(what: str, done: int, total: int) -> None:
     """Progress that nobody watches."""
 
@@ -55,7 +60,7 @@ class Check:
     def blame(self, who: str, found: object, expected: object, then: str) -> None:
         """Add a problem; past `MOST_PROBLEMS` it is only counted."""
         if len(self.problems) < MOST_PROBLEMS:
-            self.problems.append(Problem(who, str(found), str(expected), then))
+            self.problems.append(Problem(_printable(who), _printable(found), _printable(expected), then))
         else:
             self.more += 1
 

@@ -14,10 +14,11 @@ from torch.nn.functional import silu
 
 import w4afp8.kernels.ops  # noqa: F401  (registers torch.ops.w4afp8)
 from w4afp8.families._spec import PROJECTIONS
-from w4afp8.formats._spec import GroupWeight
+from w4afp8.formats._spec import GroupWeight, MicroWeight
 from w4afp8.formats._target import CheckpointFormat
 from w4afp8.numerics import fp8
 from w4afp8.numerics.distance import relative_frobenius
+from w4afp8.validate import micro
 from w4afp8.validate.findings import Check, LayerNumbers
 from w4afp8.validate.sides import Inputs, Side
 from w4afp8.validate.weights import multiply
@@ -30,14 +31,18 @@ GEMM_ERROR = 2e-3
 STATIC_ERROR = 0.2
 CLIPPED = 0.01  # share of recorded activations beyond 448 * input_scale
 BATCH_BYTES = 64 << 20
+PRODUCTS = {
+    "W4AFP8": "torch.ops.w4afp8.grouped_gemm on the packed bytes",
+    "MXFP4": "a plain product of the packed bytes, made bfloat16 as weight-only engines do,",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
     """Some experts' packed weights as the op takes them, and what the format decodes from the same bytes."""
 
-    packed: Tensor  # int8 [E, N, K/2]
-    scale: Tensor  # bfloat16 [E, N, G]
+    packed: Tensor  # int8 [E, N, K/2]; uint8 of MXFP4
+    scale: Tensor  # bfloat16 [E, N, G]; uint8 exponents of MXFP4
     decoded: list[GroupWeight]  # [N, K] each
 
 
@@ -46,8 +51,10 @@ class GemmChecks:
 
     def __init__(self, target: CheckpointFormat) -> None:
         self.target = target
-        self.gemm = Check("grouped GEMM", "torch.ops.w4afp8.grouped_gemm on the packed bytes equals a float64 product")
+        self.gemm = Check("grouped GEMM", f"{PRODUCTS[target.scheme]} equals a float64 product")
         self.static = Check("static activations", "the static scale neither clips nor crushes recorded activations")
+        if not target.input_scale.indexed:
+            self.static.idle = f"engines of {target.name} scale activations when they see them"
 
     @property
     def all(self) -> list[Check]:
@@ -58,16 +65,17 @@ class GemmChecks:
         layer = numbers.layer
         expert_bytes = sum(output.weights.inventory[n].span_bytes for n in output.expert_names(layer, 0).values())
         step = max(1, BATCH_BYTES // expert_bytes)
-        static = {site: self._static_scale(output, layer, site) for site in ("gate_up", "down")}
-        ranges = {site: _Range(scale) for site, scale in static.items()}
-        ranges["gate_up"].see(inputs.x * fold_H)
+        sites = ("gate_up", "down") if self.target.input_scale.indexed else ()
+        ranges = {site: _Range(self._static_scale(output, layer, site)) for site in sites}
+        if ranges:
+            ranges["gate_up"].see(inputs.x * fold_H)
         for begin in range(0, len(chosen), step):
             batch = chosen[begin : begin + step]
             rows = [inputs.rows_of(expert)[0] for expert in batch]
             x = [inputs.x[r] * fold_H for r in rows]
             exact = self._multiply(output, numbers, "gate_up", batch, x)
             hidden = [_swiglu(product) for product in exact]
-            for h, expert, row in zip(hidden, batch, rows, strict=True):
+            for h, expert, row in zip(hidden, batch, rows, strict=True) if ranges else ():
                 ranges["down"].see(h[inputs.weight_of(expert, row) > 0])
             self._multiply(output, numbers, "down", batch, hidden)
         for site, seen in ranges.items():
@@ -82,7 +90,7 @@ class GemmChecks:
         weights = _load(output, numbers.layer, site, batch)
         offsets = torch.tensor([0, *torch.tensor([len(rows) for rows in x]).cumsum(0).tolist()])
         codes, scale_T = torch.ops.w4afp8.quantize_fp8(torch.cat(x), "token")
-        product = torch.ops.w4afp8.grouped_gemm(codes, scale_T, weights.packed, weights.scale, offsets, torch.bfloat16)
+        product = _product(codes, scale_T, weights, offsets)
         exact: list[Tensor] = []
         for place, expert in enumerate(batch):
             mine = slice(int(offsets[place]), int(offsets[place + 1]))
@@ -93,7 +101,8 @@ class GemmChecks:
             self.gemm.examined += 1
             if not error <= GEMM_ERROR or not bool(product[mine].isfinite().all()):
                 self.gemm.blame(
-                    f"{output.family.expert(numbers.layer, expert)} {site}", f"a product {error:.2g} off (Frobenius)",
+                    f"{output.family.expert(output.d, numbers.layer, expert)} {site}",
+                    f"a product {error:.2g} off (Frobenius)",
                     f"at most {GEMM_ERROR:g}", "the bytes or the kernel are wrong: report it with this directory",
                 )  # fmt: skip
         return exact
@@ -102,7 +111,7 @@ class GemmChecks:
         """What SGLang multiplies with: the largest of the layer's experts, rounded to bfloat16."""
         projections = PROJECTIONS[:2] if site == "gate_up" else PROJECTIONS[2:]
         names = (
-            self.target.input_scale.tensor_name(output.family.expert(layer, expert), projection)
+            self.target.input_scale.tensor_name(output.family.expert(output.d, layer, expert), projection)
             for expert in range(output.d.experts)
             for projection in projections
         )
@@ -112,7 +121,7 @@ class GemmChecks:
     def _judge_static(self, output: Side, layer: int, site: str, seen: _Range) -> None:
         self.static.examined += 1
         name = self.target.input_scale.tensor_name(
-            output.family.expert(layer, 0), "gate_proj" if site == "gate_up" else "down_proj"
+            output.family.expert(output.d, layer, 0), "gate_proj" if site == "gate_up" else "down_proj"
         )
         if not seen.clipped <= CLIPPED:
             self.static.blame(
@@ -174,12 +183,33 @@ def _load(output: Side, layer: int, site: str, batch: list[int]) -> _Batch:
     for expert in batch:
         names = output.expert_names(layer, expert)
         items = [output.weights.inventory[names[projection]] for projection in projections]
-        packed.append(torch.cat([output.reader.read(item.tensors[0].name) for item in items]))
-        scales.append(torch.cat([output.reader.read(item.tensors[1].name) for item in items]).to(torch.bfloat16))
+        of_micro = items[0].format is not None and items[0].format.form is MicroWeight
+        stored = [[output.reader.read(spec.name) for spec in item.tensors[:2]] for item in items]
+        if of_micro:
+            packed.append(torch.cat([codes.view(torch.uint8) for codes, _ in stored]))
+            scales.append(torch.cat([exponent.view(torch.uint8) for _, exponent in stored]))
+        else:
+            packed.append(torch.cat([_as_the_op_takes(codes) for codes, _ in stored]))
+            scales.append(torch.cat([scale for _, scale in stored]).to(torch.bfloat16))
         weights = [output.group_weight(names[projection]) for projection in projections]
-        codes_NK = torch.cat([weight.codes_NK for weight in weights])
-        decoded.append(GroupWeight(codes_NK, torch.cat([weight.scale_NG for weight in weights])))
+        codes_NK, scale_NG = torch.cat([w.codes_NK for w in weights]), torch.cat([w.scale_NG for w in weights])
+        decoded.append(GroupWeight(codes_NK, scale_NG, weights[0].group_k))
     return _Batch(torch.stack(packed), torch.stack(scales), decoded)
+
+
+def _product(codes: Tensor, scale_T: Tensor, weights: _Batch, offsets: Tensor) -> Tensor:
+    """What an engine computes from the bytes: bfloat16 [T, N]."""
+    if weights.packed.dtype == torch.uint8:
+        return micro.grouped_product(codes, scale_T, weights.packed, weights.scale, offsets)
+    product: Tensor = torch.ops.w4afp8.grouped_gemm(
+        codes, scale_T, weights.packed, weights.scale, offsets, torch.bfloat16
+    )
+    return product
+
+
+def _as_the_op_takes(stored: Tensor) -> Tensor:
+    """int8 [N, K/2]: as stored, or of 32-bit words with code + 8 in each nibble what an engine makes at load."""
+    return stored if stored.dtype == torch.int8 else (stored.view(torch.uint8) ^ 0x88).view(torch.int8)
 
 
 def _swiglu(gate_up: Tensor) -> Tensor:

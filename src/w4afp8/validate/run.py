@@ -11,14 +11,16 @@ from w4afp8 import families
 from w4afp8._version import __version__
 from w4afp8.checkpoint.reader import CheckpointReader
 from w4afp8.checkpoint.spec import TensorSpec
-from w4afp8.errors import CheckpointError, W4AFP8Error
+from w4afp8.errors import CheckpointError, RecipeError, W4AFP8Error
 from w4afp8.families._inventory import Item
+from w4afp8.layouts._record import is_laid_out
 from w4afp8.validate import config as configs
-from w4afp8.validate import structure, written
+from w4afp8.validate import kept, structure, written
 from w4afp8.validate.carried import check_carried, new_checks, routing_moved
 from w4afp8.validate.experts import ExpertChecks
 from w4afp8.validate.findings import Check, LayerNumbers, Progress, ValidationReport, silent
 from w4afp8.validate.gemm import GemmChecks
+from w4afp8.validate.layout import validate_layout
 from w4afp8.validate.origin import origin_of
 from w4afp8.validate.sides import RecordedInputs, Side, chosen_experts, norm_fold
 from w4afp8.validate.values import ValueChecks
@@ -38,6 +40,10 @@ def validate(
     began = time.monotonic()
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such directory; give the directory of a quantized checkpoint")
+    if is_laid_out(folder):
+        if sample is not None:
+            raise RecipeError("--quick and --sample: a layout is always compared whole; leave them out")
+        return validate_layout(folder, against, on_progress)
     progress = on_progress or silent
     source = None
     try:
@@ -68,7 +74,7 @@ class _Validation:
             with CheckpointReader(self.folder) as reader:
                 output = Side.of(reader, inventory)
                 values = ValueChecks(self.target, self.record)
-                values.run(reader, inventory, self.progress)
+                values.run(reader, inventory, output, self.progress)
                 self.report.checks += values.all
                 self.report.histograms = values.histograms
                 self._compare(output)
@@ -80,26 +86,33 @@ class _Validation:
         source_config = self.source.config if self.source else None
         source_folder = self.source.reader.folder if self.source else None
         index, specs = structure.check_index(self.folder)
-        settings = configs.check_config(self.config, self.target, source_config, bool(self.record))
-        tensors, inventory = self._tensors(specs, settings)
+        tensors, inventory, unknown = self._tensors(specs)
+        sixteen = structure.has_sixteen_bit_linears(inventory)
+        settings = configs.check_config(self.config, self.target, source_config, bool(self.record), sixteen)
+        if unknown:
+            settings.blame("config.json", unknown, "a configuration that this program knows", "restore it")
         own_files = self.target.side_files(self.config) if self.record and not tensors.skipped else {}
         files = configs.check_side_files(self.folder, own_files, source_folder)
-        form = written.check_written(self.folder, sorted(own_files), specs, self.record)
+        own_shards = {spec.shard for spec in specs.values()}
+        if kept.path_of(self.folder, self.target):
+            own_shards.add(self.target.input_scale.file)
+        form = written.check_written(self.folder, sorted(own_files), sorted(own_shards), self.record)
         self.report.checks += [structure.check_finished(self.folder), index, tensors, settings, files, form]
         self.report.bytes_out = sum(spec.span_bytes for spec in specs.values())
         if self.source is not None:
             self.report.bytes_source = sum(spec.span_bytes for spec in self.source.reader.specs.values())
         return None if index.failed or tensors.failed or tensors.skipped else inventory
 
-    def _tensors(self, specs: dict[str, TensorSpec], settings: Check) -> tuple[Check, dict[str, Item]]:
+    def _tensors(self, specs: dict[str, TensorSpec]) -> tuple[Check, dict[str, Item], str | None]:
+        """The check, what it found, and why config.json is of no use."""
         try:
             if self.unreadable:
                 raise W4AFP8Error(self.unreadable)
             family = families.of(self.config)
-            return structure.check_tensors(specs, family, family.dimensions(self.config), self.target)
+            check, items = structure.check_tensors(specs, family, family.dimensions(self.config), self.target)
+            return check, items, None
         except W4AFP8Error as error:
-            settings.blame("config.json", str(error), "a configuration that this program knows", "restore it")
-            return structure.tensors_check().skip("config.json says nothing usable"), {}
+            return structure.tensors_check().skip("config.json says nothing usable"), {}, str(error)
 
     def _compare(self, output: Side) -> None:
         experts = ExpertChecks(self.record.get("method"))
@@ -116,7 +129,7 @@ class _Validation:
             self.progress("experts", done, len(layers))
             self._layer(output, layer, recorded, experts, gemm)
         self.progress("experts", len(layers), len(layers))
-        if not any(layer.inputs == "recorded" for layer in self.report.layers):
+        if self.target.input_scale.indexed and not any(layer.inputs == "recorded" for layer in self.report.layers):
             gemm.static.skip("the directory holds no recorded inputs")
 
     def _layer(

@@ -16,7 +16,7 @@ from w4afp8.checkpoint.reader import CheckpointReader
 from w4afp8.checkpoint.spec import DTYPES
 from w4afp8.families._inventory import Item, take_inventory
 from w4afp8.families._spec import PROJECTIONS, Dimensions, Family
-from w4afp8.formats._spec import GroupWeight
+from w4afp8.formats._spec import GroupWeight, MicroWeight
 from w4afp8.model.weights import Weights
 from w4afp8.numerics import groups
 from w4afp8.validate.config import OWN_FOLDER
@@ -40,19 +40,21 @@ class Side:
     def of(reader: CheckpointReader, inventory: Mapping[str, Item] | None = None) -> Side:
         """Raises: CheckpointError when its tensors are not what its config promises."""
         family = families.of(reader.config)
-        d = family.dimensions(reader.config)
+        d = families.decodable(family, reader.config)
         items = take_inventory(family, d, reader.specs) if inventory is None else inventory
         return Side(reader, reader.config, family, d, Weights(reader, items))
 
     def group_weight(self, name: str) -> GroupWeight:
-        """A quantized matrix with its scales as the engine sees them: rounded to bfloat16."""
+        """A quantized matrix as codes and scales; int4 scales as the engine sees them: rounded to bfloat16."""
         weight = self.weights.packed(name)
+        if isinstance(weight, MicroWeight):
+            return weight.doubled()
         assert isinstance(weight, GroupWeight)
         return GroupWeight(weight.codes_NK, groups.round_to_bf16(weight.scale_NG), weight.group_k)
 
     def expert_names(self, layer: int, expert: int) -> dict[str, str]:
         """projection -> weight name."""
-        stem = self.family.expert(layer, expert)
+        stem = self.family.expert(self.d, layer, expert)
         return {projection: f"{stem}.{projection}.weight" for projection in PROJECTIONS}
 
     def vector(self, layer: int, name: str) -> Tensor:

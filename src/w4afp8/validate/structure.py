@@ -12,13 +12,15 @@ from w4afp8.checkpoint.journal import FINGERPRINT
 from w4afp8.checkpoint.reader import CONFIG, INDEX, read_json
 from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.errors import FormatError, W4AFP8Error
-from w4afp8.families._inventory import Item
-from w4afp8.families._spec import PROJECTIONS, VECTOR_DTYPES, Dimensions, Expected, Family, Role
+from w4afp8.families._inventory import Item, is_number, refuse_the_absurd
+from w4afp8.families._spec import PROJECTIONS, Expected, Family, Role, Sizes
+from w4afp8.formats._spec import PlainWeight
 from w4afp8.formats._target import CheckpointFormat
 from w4afp8.validate.config import WEIGHT_FILES
 from w4afp8.validate.findings import Check
 
 REMAKE = "copy it again, or quantize into a new directory"
+LINEAR = (Role.ATTENTION, Role.DENSE_MLP, Role.SHARED_EXPERT)
 RESUME = "the directory is unfinished: run the same quantize command again, it resumes at the last finished layer"
 
 
@@ -70,7 +72,7 @@ def _headers(folder: Path, shards: list[str], check: Check) -> dict[str, dict[st
         headers[shard] = {}
         if Path(shard).name != shard:
             check.blame(INDEX, f"the file name {shard!r}", "a plain name beside the index", REMAKE)
-        elif not path.is_file():
+        elif not _is_file(path):
             check.blame(shard, "no such file", "it, as the index lists it", "copy it again, or remake the checkpoint")
         else:
             try:
@@ -78,6 +80,13 @@ def _headers(folder: Path, shards: list[str], check: Check) -> dict[str, dict[st
             except W4AFP8Error as error:
                 check.blame(shard, f"a damaged file ({error})", "a sound one", "copy it again")
     return headers
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _place(
@@ -107,42 +116,58 @@ def tensors_check() -> Check:
 
 
 def check_tensors(
-    specs: Mapping[str, TensorSpec], family: Family, d: Dimensions, target: CheckpointFormat
+    specs: Mapping[str, TensorSpec], family: Family, d: Sizes, target: CheckpointFormat
 ) -> tuple[Check, dict[str, Item]]:
-    """Every tensor that config.json and the format promise, with its dtype and shape, and no other."""
+    """Every tensor that config.json and the format promise, with its dtype and shape, and no other.
+
+    Raises: CheckpointError for a config that promises absurdly many.
+    """
     check = tensors_check()
     unknown = dict(specs)
     items: dict[str, Item] = {}
+    refuse_the_absurd(d, len(specs))
     for expected in family.expected(d).values():
         item = _item(expected, specs, target, check)
         if item is not None:
             items[expected.name] = item
         for name in _names_of(expected) if item is None else [spec.name for spec in item.tensors]:
             unknown.pop(name, None)
-    for name, wanted in input_scales(family, d, target).items():
+    for name, file in input_scales(family, d, target).items():
         got = unknown.pop(name, None)
         if got is None:
-            check.blame(name, "nothing", f"{wanted.dtype} {list(wanted.shape)}: without it the engine uses 1", REMAKE)
-        elif (got.dtype, got.shape, got.shard) != (wanted.dtype, wanted.shape, wanted.shard):
-            check.blame(
-                name, f"{got.dtype} {list(got.shape)} in {got.shard}",
-                f"{wanted.dtype} {list(wanted.shape)} in {wanted.shard}", REMAKE,
-            )  # fmt: skip
+            check.blame(name, "nothing", "a float32 number: without it the engine uses 1", REMAKE)
+        elif not is_number(got):
+            check.blame(name, f"{got.dtype} {list(got.shape)} in {got.shard}", f"F32 [1] in {file}", REMAKE)
     for spec in unknown.values():
         check.blame(spec.name, f"{spec.dtype} {list(spec.shape)} in {spec.shard}", "no such tensor", "remove it")
     check.examined = len(specs)
     return check, items
 
 
-def input_scales(family: Family, d: Dimensions, target: CheckpointFormat) -> dict[str, TensorSpec]:
-    """The static activation scales that the format adds to every expert."""
-    return {
-        name: TensorSpec(name, "F32", (1,), target.input_scale.file)
+def has_sixteen_bit_linears(items: Mapping[str, Item]) -> bool:
+    """Whether the linears beside the experts have 16 bits; engines are told so once for all of them."""
+    linears = (item for item in items.values() if item.expected.role in LINEAR and item.format is not None)
+    return any(item.format is not None and item.format.form is PlainWeight for item in linears)
+
+
+def input_scales(family: Family, d: Sizes, target: CheckpointFormat) -> dict[str, str]:
+    """The static activation scales that engines of the format read for every expert, and the file that has ours."""
+    rule = target.input_scale
+    if rule.within or not rule.indexed:
+        return {}
+    return dict.fromkeys(scale_names(family, d, target), rule.file)
+
+
+def scale_names(family: Family, d: Sizes, target: CheckpointFormat) -> list[str]:
+    """The name of every expert's activation scales in a format that has or keeps them."""
+    rule = target.input_scale
+    return [
+        rule.tensor_name(family.expert(d, layer, expert), projection)
         for layer in range(d.all_layers)
         if d.is_moe(layer)
         for expert in range(d.experts)
-        for name in (target.input_scale.tensor_name(family.expert(layer, expert), p) for p in PROJECTIONS)
-    }
+        for projection in PROJECTIONS
+    ]
 
 
 def _names_of(expected: Expected) -> set[str]:
@@ -154,14 +179,16 @@ def _item(expected: Expected, specs: Mapping[str, TensorSpec], target: Checkpoin
     near = {name: specs[name] for name in sorted(_names_of(expected)) if name in specs}
     held = [expected.stem + suffix for suffix in formats.carriers()] if expected.matrix else [expected.name]
     found = next((near[name] for name in held if name in near), None)
+    if found is None and not expected.required:
+        return None
     if found is None:
         check.blame(expected.name, "nothing", f"a {expected.role} of {list(expected.shape)}", REMAKE)
         return None
     if not expected.matrix:
-        if found.dtype not in VECTOR_DTYPES or found.shape != expected.shape:
+        if found.dtype not in expected.dtypes or found.shape != expected.shape:
             check.blame(
                 str(found), f"{found.dtype} {list(found.shape)}",
-                f"{' or '.join(VECTOR_DTYPES)} {list(expected.shape)}", REMAKE,
+                f"{' or '.join(expected.dtypes)} {list(expected.shape)}", REMAKE,
             )  # fmt: skip
             return None
         return Item(expected, None, (found,))
@@ -180,5 +207,9 @@ def _item(expected: Expected, specs: Mapping[str, TensorSpec], target: Checkpoin
         return None
     if fmt is int4:
         check.blame(str(found), fmt.name, f"a {expected.role} as the source has it", "only routed experts are int4")
+        return None
+    if fmt not in target.linear_weights and (expected.role in LINEAR or fmt.form is not PlainWeight):
+        names = " or ".join(form.name for form in target.linear_weights)
+        check.blame(str(found), fmt.name, f"{names}, as engines of {target.name} read it", REMAKE)
         return None
     return Item(expected, fmt, tuple(specs[expected.stem + part.suffix] for part in fmt.parts))

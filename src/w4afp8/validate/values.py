@@ -14,10 +14,12 @@ from w4afp8.checkpoint.reader import CheckpointReader
 from w4afp8.checkpoint.spec import DTYPES, TensorSpec
 from w4afp8.families._inventory import Item
 from w4afp8.families._spec import Role
-from w4afp8.formats._spec import GroupWeight
+from w4afp8.formats._spec import GroupWeight, MicroWeight
 from w4afp8.formats._target import CheckpointFormat
-from w4afp8.numerics import groups
+from w4afp8.numerics import e8m0, groups
+from w4afp8.validate import kept
 from w4afp8.validate.findings import Check, Histograms, Progress
+from w4afp8.validate.sides import Side
 
 SMALLEST_NORMAL = 2.0**-126  # float32's and bfloat16's: below it a GPU may flush to zero
 FEWEST_CODES = 8  # of 16: groups are scaled to the full range, so a matrix that uses fewer was not rounded by anyone
@@ -48,7 +50,7 @@ class ValueChecks:
     def all(self) -> list[Check]:
         return [self.digests, self.finite, self.scales, self.codes, self.input_scales]
 
-    def run(self, reader: CheckpointReader, inventory: dict[str, Item], on_progress: Progress) -> None:
+    def run(self, reader: CheckpointReader, inventory: dict[str, Item], output: Side, on_progress: Progress) -> None:
         """Read every tensor once; memory is one expert matrix or 16 MiB of anything else."""
         for done, item in enumerate(inventory.values()):
             on_progress("values", done, len(inventory))
@@ -57,8 +59,7 @@ class ValueChecks:
             else:
                 for spec in item.tensors:
                     self._plain(reader, spec)
-        listed = {spec.name for item in inventory.values() for spec in item.tensors}
-        self._input_scales(reader, sorted(name for name in reader.specs if name not in listed))
+        self._input_scales(kept.read_scales(reader, output, self.target, self.input_scales))
         on_progress("values", len(inventory), len(inventory))
 
     def _plain(self, reader: CheckpointReader, spec: TensorSpec) -> None:
@@ -87,9 +88,13 @@ class ValueChecks:
             data = parts[spec.name.removeprefix(stem)].reshape(-1).view(torch.uint8)
             self._compare_digest(spec.name, hashlib.sha256(data.numpy().data).hexdigest())
         weight = item.format.unpack(parts)
+        if isinstance(weight, MicroWeight):
+            if self._are_exponents(item.tensors[1].name, weight.exponent_NG):
+                self._group_scales(item.tensors[1].name, weight.doubled().scale_NG)
+            self._e2m1_codes(item.expected.name, weight.codes_NK)
+            return
         assert isinstance(weight, GroupWeight)
-        scale_name = next((spec.name for spec in item.tensors if spec.name != item.expected.name), item.expected.name)
-        self._group_scales(scale_name, weight.scale_NG)
+        self._group_scales(item.tensors[1].name, weight.scale_NG)
         self._codes(item.expected.name, weight.codes_NK)
 
     def _compare_digest(self, name: str, found: str) -> None:
@@ -126,6 +131,25 @@ class ValueChecks:
         for bin_, count in enumerate(torch.bincount(bins.flatten(), minlength=len(h.scales)).tolist()):
             h.scales[bin_] += count
 
+    def _are_exponents(self, name: str, exponent_NG: Tensor) -> bool:
+        """Whether every E8M0 byte is a number."""
+        bad = (exponent_NG == e8m0.NAN).nonzero()
+        if len(bad):
+            n, g = bad[0].tolist()
+            self.finite.examined += 1
+            self.finite.blame(f"{name}[{n}, {g}]", "the byte 255, NaN in E8M0", "a power of two", REQUANTIZE)
+        return not len(bad)
+
+    def _e2m1_codes(self, name: str, codes_NK: Tensor) -> None:
+        """e2m1 has no code to take for another encoding's: what can be told is whether they are used."""
+        self.codes.examined += 1
+        counts = torch.bincount(codes_NK.flatten(), minlength=16)
+        for code, count in enumerate(counts.tolist()):
+            self.histograms.codes[code] += count
+        used = int((counts > 0).sum())
+        if used < FEWEST_CODES:
+            self.codes.blame(name, f"{used} different codes", f"at least {FEWEST_CODES} of 16", REQUANTIZE)
+
     def _codes(self, name: str, codes_NK: Tensor) -> None:
         self.codes.examined += 1
         counts = torch.bincount((codes_NK.flatten() + 8).view(torch.uint8), minlength=16)
@@ -143,9 +167,8 @@ class ValueChecks:
                 "these look like offset-binary nibbles (code + 8); the format wants two's complement",
             )  # fmt: skip
 
-    def _input_scales(self, reader: CheckpointReader, names: list[str]) -> None:
-        read = {name: float(reader.read(name).float().reshape(-1)[0]) for name in names}
-        gate, up = (self.target.input_scale.names[p] for p in ("gate_proj", "up_proj"))
+    def _input_scales(self, read: Mapping[str, float]) -> None:
+        gate, up = (self.target.input_scale.names.get(p) for p in ("gate_proj", "up_proj"))
         for name, value in read.items():
             self.input_scales.examined += 1
             seen = float(torch.tensor(value).to(torch.bfloat16))
@@ -162,7 +185,7 @@ class ValueChecks:
 
     def _compare_with_record(self, name: str, value: float) -> None:
         layer = LAYER.match(name)
-        down = name.endswith(f".{self.target.input_scale.names['down_proj']}.input_scale")
+        down = name.endswith(f".{self.target.input_scale.names.get('down_proj')}.input_scale")
         decided = self.decided.get(int(layer[1]), {}).get("down" if down else "gate_up") if layer else None
         if decided is not None and decided != value:
             self.input_scales.blame(

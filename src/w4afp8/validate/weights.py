@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from w4afp8.formats._spec import GroupWeight
+from w4afp8.formats._spec import DoubledWeight, GroupWeight
 from w4afp8.model.feedforward import pieces
-from w4afp8.numerics import groups, int4
+from w4afp8.numerics import fp4, groups, int4
 
 PIECE_NUMBERS = 1 << 18  # per piece: 2 MB as float64
 UNFOLDED = 0.02  # fitted factors closer to 1 than this (rms) are the noise of rounding
@@ -46,12 +46,22 @@ def compare(weight: GroupWeight, source_NK: Tensor, row_N: Tensor | None, column
         fitting_NG = (grouped * codes).sum(-1) / energy_NG.clamp_min(1)
         misfit += float(((fitting_NG / scale_NG - 1).square() * energy_NG).sum(dtype=torch.float64))
         energy += float(energy_NG.sum(dtype=torch.float64))
-        off = (grouped / scale_NG[..., None]).clamp_(int4.LOWEST, int4.HIGHEST).sub_(codes).abs_()
+        off = _steps_off(grouped / scale_NG[..., None], codes, isinstance(weight, DoubledWeight))
         most = float(off.max())
         if not most <= steps:
             n, k = divmod(int(off.argmax()), target.shape[1])
             farthest, steps = (piece.start + n, k), most
     return Comparison(_ratio(difference, size), (misfit / max(energy, 1.0)) ** 0.5, farthest, steps)
+
+
+def _steps_off(wanted: Tensor, codes: Tensor, doubled: bool) -> Tensor:
+    """How far each code is from what it stands for, in steps of the grid there; beyond the last code is no distance."""
+    if not doubled:
+        return wanted.clamp_(int4.LOWEST, int4.HIGHEST).sub_(codes).abs_()
+    wanted = wanted.clamp_(-2 * fp4.LARGEST, 2 * fp4.LARGEST)
+    size = wanted.abs()
+    step = 1.0 + (size > 4).float() + 2.0 * (size > 8).float()
+    return (wanted - codes).abs_() / step
 
 
 def row_factor(weight: GroupWeight, source_NK: Tensor, column_K: Tensor) -> Tensor:

@@ -1,0 +1,47 @@
+"""Threads for work that leaves Python's lock alone: reads, writes, digests, tensor arithmetic."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+from w4afp8.errors import RecipeError
+
+T = TypeVar("T")
+MOST = 64
+
+
+def default() -> int:
+    """One job more than cores: while one waits for the disk, the others compute."""
+    return min(len(os.sched_getaffinity(0)) + 1, 8)
+
+
+def check(jobs: int) -> int:
+    """Raises: RecipeError for a number of jobs that is none."""
+    if not 1 <= jobs <= MOST:
+        raise RecipeError(f"--jobs is {jobs}, expected 1 to {MOST}")
+    return jobs
+
+
+def in_parallel(jobs: int, tasks: Sequence[Callable[[], T]]) -> Iterator[T]:
+    """The results in the order of the tasks, `jobs` of which are at work; after the first failure none begins.
+
+    Each task has one of torch's threads: the tasks themselves are what runs side by side.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(jobs) as pool:
+            waiting = [pool.submit(task) for task in tasks]
+            try:
+                for future in waiting:
+                    yield future.result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,140 @@
+"""Whatever a checkpoint holds, a command ends with a typed error, writes nothing, hangs on nothing, needs no memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import struct
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from corpus import CONFIG, CORPUS, INDEX, Hostile, mutations, shard_of
+
+from w4afp8 import conversion
+from w4afp8.cli import cli, code_of
+from w4afp8.errors import W4AFP8Error
+from w4afp8.terminal.inspect_view import inspect_json
+from w4afp8.validate import validate
+
+Toys = Callable[[str], tuple[Path, Path]]
+CT, SGLANG = "compressed_tensors_w4a8", "sglang_w4afp8"
+# command -> what it works on, its words, what it sees, and the exit codes of its refusals
+COMMANDS: dict[str, tuple[str, list[str], set[str], set[int]]] = {
+    "inspect source": ("source", ["inspect", "IN"], {"headers"}, {3}),
+    "inspect": ("output", ["inspect", "IN"], {"headers"}, {3}),
+    "convert": ("output", ["convert", "IN", "--format", CT, "-o", "OUT"], {"headers", "values", "files", "scales"},
+                {2, 3, 6}),
+    "quantize": ("source", ["quantize", "--model", "IN", "-o", "OUT", "--set", "calibration.tokens=256"],
+                 {"headers", "values", "files"}, {2, 3, 6}),
+    "validate": ("output", ["validate", "IN", "--quick"], {"headers", "values", "scales"}, {3, 7}),
+}  # fmt: skip
+CONVERT_READS = {"norm not a number"}  # a conversion copies what is no expert as it is, number or not
+MOST_BYTES = 1 << 30  # beside what the program has before it begins
+SECONDS = 30
+BROKEN = 111
+
+
+@pytest.fixture(scope="session")
+def sound(quantized_toys: Toys) -> dict[str, Path]:
+    """A source, and what was made of it, both whole."""
+    source, output = quantized_toys(SGLANG)
+    return {"source": source, "output": output}
+
+
+def spoiled(sound: Path, folder: Path) -> Path:
+    """A copy to damage, without the tool's own record: a stranger's checkpoint."""
+    shutil.copytree(sound, folder)
+    shutil.rmtree(folder / "w4afp8", ignore_errors=True)
+    return folder
+
+
+def command_in_child(words: list[str], said: Path) -> int:
+    """The exit code of a command in a process with little memory and time; its words are written to `said`."""
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        return os.waitstatus_to_exitcode(status)
+    try:
+        sys.stdout, sys.stderr = said.with_name("out.txt").open("w"), said.open("w", errors="backslashreplace")
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + MOST_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(SECONDS)
+        code = code_of(lambda: cli.main(args=words, standalone_mode=False))
+    except BaseException:
+        traceback.print_exc()
+        code = BROKEN
+    sys.stderr.flush()
+    os._exit(code)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("hostile", CORPUS, ids=lambda hostile: hostile.name.replace(" ", "-"))
+def test_a_hostile_checkpoint_is_refused(
+    sound: dict[str, Path], tmp_path: Path, hostile: Hostile, command: str
+) -> None:
+    kind, words, sees, codes = COMMANDS[command]
+    if hostile.seen_by not in sees or (hostile.seen_by == "scales" and kind == "source"):
+        pytest.skip("nothing that this command reads")
+    if command == "convert" and hostile.name in CONVERT_READS:
+        pytest.skip("carried as it is")
+    folder, out = spoiled(sound[kind], tmp_path / "in"), tmp_path / "out"
+    hostile.damage(folder)
+    before = sorted(path.name for path in folder.iterdir())
+    spelled = [{"IN": str(folder), "OUT": str(out)}.get(word, word) for word in words]
+    code = command_in_child(spelled, tmp_path / "said")
+    said = (tmp_path / "said").read_text(errors="replace")
+    assert code in codes, (code, said[-3000:])
+    assert "Traceback" not in said and "out of memory" not in said
+    assert not out.exists(), "something was written"
+    assert "error:" in said or command == "validate"
+    if command != "validate":  # which leaves its verdict
+        assert sorted(path.name for path in folder.iterdir()) == before
+    assert len(said) < 60_000, "an error for people"
+
+
+@pytest.mark.parametrize("kind", ["source", "output"])
+def test_the_corpus_spoils_what_is_sound(sound: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    """The same commands pass before the damage."""
+    folder = spoiled(sound[kind], tmp_path / "in")
+    for name, (on, words, _, _) in COMMANDS.items():
+        if on == kind and name != "quantize":
+            out = tmp_path / name
+            spelled = [{"IN": str(folder), "OUT": str(out)}.get(word, word) for word in words]
+            assert command_in_child(spelled, tmp_path / "said") == 0, (tmp_path / "said").read_text()
+
+
+@pytest.mark.parametrize("part", ["header", INDEX, CONFIG])
+def test_random_damage_is_survived_or_refused(sound: dict[str, Path], tmp_path: Path, part: str) -> None:
+    """Seeded; whatever is not refused as an error of ours is a bug."""
+    chance = random.Random(part)
+    folder = spoiled(sound["output"], tmp_path / "in")
+    path = shard_of(folder) if part == "header" else folder / part
+    whole = path.read_bytes()
+    length = 8 + struct.unpack("<Q", whole[:8])[0] if part == "header" else len(whole)
+    refused = 0
+    for number, mutated in enumerate(mutations(whole[:length], chance, 150)):
+        path.write_bytes(mutated + whole[length:])
+        out = tmp_path / f"out-{number}"
+        try:
+            inspect_json(folder, tensors=False)
+            conversion.prepare(folder, CT, out, 1.0)
+        except W4AFP8Error:
+            refused += 1
+        if number % 10 == 0:
+            try:
+                assert isinstance(validate(folder, sample=1).passed, bool)
+            except W4AFP8Error:
+                refused += 1
+        assert not out.exists()
+    assert refused > 30
+    path.write_bytes(whole)
+    assert json.dumps(inspect_json(folder, tensors=False))
