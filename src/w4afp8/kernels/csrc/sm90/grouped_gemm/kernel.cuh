@@ -24,6 +24,10 @@ struct Arguments {
   Params p;
   float* partial;    // [blocks][consumers][tokens/2][128]
   uint32_t* ready;   // [blocks][consumers], zero between launches
+  // Do consumers fetch a tile's first groups while they multiply the last of the tile before?  It saves the start of
+  // every tile; but where memory is slower than multiplying, waiting for them keeps a finished tile from its end.
+  bool looks_ahead;
+  uint32_t upper_bytes, lower_bytes;  // which bytes of two words of scales are the upper row's float, and the lower's
 };
 
 template <int kSlots>
@@ -66,12 +70,18 @@ __device__ void produce(const Arguments& args, typename C::Smem& smem) {
       ptx::copy_box(smem.x[ring.stage], &args.x_map, 0, s.first_row, g, full, ptx::kEvictNormal);
     }
   }
+  if (C::kStageGroups == 2 && !args.looks_ahead) return;
+  // Consumers that look ahead fetch two groups after the last, too: let them read something.
+  for (int g = 0; g < 2; g += C::kStageGroups, ring.advance()) {
+    ptx::barrier_wait(&smem.empty[ring.stage], ring.phase ^ 1);
+    ptx::barrier_arrive(&smem.full[ring.stage]);
+  }
 }
 
 // A thread's share of one scale group as it lies in memory.
 struct Packed {
   int4 first, second;
-  uint32_t scale[2];  // two bfloat16 in one word, or two floats
+  uint32_t scale[2] = {0, 0};  // two bfloat16 in the first word, or two floats
 };
 
 // The same, ready for wgmma: A fragments of four multiplies, and the scales of the thread's two rows.
@@ -112,7 +122,7 @@ __device__ __forceinline__ void load_packed(Packed& w, const Place& at, int stag
   }
 }
 
-__device__ __forceinline__ void unpack_all(Weights& w, const Packed& from, bool scale_float) {
+__device__ __forceinline__ void unpack_all(Weights& w, const Packed& from, const Arguments& args) {
   unpack(from.first.x, w.a[0], w.a[1]);
   unpack(from.first.y, w.a[2], w.a[3]);
   unpack(from.first.z, w.a[4], w.a[5]);
@@ -121,8 +131,8 @@ __device__ __forceinline__ void unpack_all(Weights& w, const Packed& from, bool 
   unpack(from.second.y, w.a[10], w.a[11]);
   unpack(from.second.z, w.a[12], w.a[13]);
   unpack(from.second.w, w.a[14], w.a[15]);
-  w.scale_upper = __uint_as_float(scale_float ? from.scale[0] : from.scale[0] << 16);
-  w.scale_lower = __uint_as_float(scale_float ? from.scale[1] : from.scale[0] & 0xffff0000u);
+  w.scale_upper = __uint_as_float(__byte_perm(from.scale[0], from.scale[1], args.upper_bytes));
+  w.scale_lower = __uint_as_float(__byte_perm(from.scale[0], from.scale[1], args.lower_bytes));
 }
 
 template <class C, int kTokens>
@@ -152,39 +162,98 @@ __device__ __forceinline__ void promote(float (&acc)[kTokens / 2], const float (
   }
 }
 
+// What a consumer carries from step to step, and from tile to tile: the group that multiplies next, unpacked; the one
+// after it, as it lies in memory; the stage in use and the stage to fetch from.
+template <class C>
+struct Pipeline {
+  Weights even, odd;
+  Packed packed;
+  Ring<C::kStages> use, fetch;
+};
+
+template <class C>
+__device__ __forceinline__ void fill(Pipeline<C>& pipe, typename C::Smem& smem, const Place& at, const Arguments& args) {
+  constexpr int kLast = C::kStageGroups - 1;  // 0 or 1
+  Ring<C::kStages> from = pipe.use;
+  ptx::barrier_wait(&smem.full[from.stage], from.phase);
+  load_packed<C, 0>(pipe.packed, at, from.stage, args.p.weight_scale_float);
+  unpack_all(pipe.even, pipe.packed, args);
+  if constexpr (kLast == 0) {
+    from.advance();
+    ptx::barrier_wait(&smem.full[from.stage], from.phase);
+  }
+  load_packed<C, kLast>(pipe.packed, at, from.stage, args.p.weight_scale_float);
+}
+
+// True, but the compiler does not know it, nor that it is always the same.  Work that must stay where it is written, in
+// the shadow of a multiply, stands in a branch on this: out of a straight line ptxas sinks it below the wait.
+__device__ __forceinline__ bool always(const Params& p) {
+  int cols;
+  asm volatile("mov.u32 %0, %1;" : "=r"(cols) : "r"(p.cols));
+  return cols != 0;
+}
+
 // One scale group, the kGroup-th of its stage.  Starts its four multiplies; beside them unpacks the next group and
-// fetches the one after; then promotes.  The questions whether there is a next are asked even where the answer is
-// known: inside a branch the unpacking stays where it is written, in a straight line ptxas sinks it below the wait.
-template <class C, int kTokens, int kGroup>
-__device__ __forceinline__ void step(float (&acc)[kTokens / 2], const Weights& now, Weights& next, Packed& packed,
-                                     int& used, Ring<C::kStages>& fetch, typename C::Smem& smem, const Place& at,
-                                     const Params& p, const Segment& s, int group) {
+// fetches the one after; then promotes.  The group after a tile's last is the next tile's first, unless kEnds says that
+// nothing follows this stage.
+template <class C, int kTokens, int kGroup, bool kEnds>
+__device__ __forceinline__ void step(float (&acc)[kTokens / 2], const Weights& now, Weights& next, Pipeline<C>& pipe,
+                                     typename C::Smem& smem, const Place& at, const Arguments& args, const Segment& s,
+                                     int group) {
   constexpr bool kStageEnds = kGroup == C::kStageGroups - 1;
+  const Params& p = args.p;
   float product[kTokens / 2];
-  const uint32_t x = ptx::swizzled_rows(ptx::shared_address(smem.x[used][kGroup]));
+  uint64_t* full = &smem.full[pipe.fetch.stage];
+  uint32_t answer = 1;
+  if constexpr (kGroup == 0 && !kEnds) answer = ptx::barrier_ask(full, pipe.fetch.phase);
+  const uint32_t x = ptx::swizzled_rows(ptx::shared_address(smem.x[pipe.use.stage][kGroup]));
   ptx::wgmma_fence();
   ptx::Wgmma<kTokens>::template multiply<false>(product, now.a, x);
 #pragma unroll
   for (int k = 1; k < 4; ++k) ptx::Wgmma<kTokens>::template multiply<true>(product, now.a + 4 * k, x + 2 * k);
   ptx::wgmma_commit();
-  if (group + 1 < s.groups) {
-    unpack_all(next, packed, p.weight_scale_float);
+  if (always(p)) {
+    if constexpr (!kEnds || kGroup == 0) {
+      unpack_all(next, pipe.packed, args);
 #pragma unroll
-    for (int i = 0; i < 16; ++i) ptx::pin(next.a[i]);
-    if (group + 2 < s.groups) {
-      if constexpr (kGroup == 0) ptx::barrier_wait(&smem.full[fetch.stage], fetch.phase);
-      load_packed<C, kGroup>(packed, at, fetch.stage, p.weight_scale_float);
-      if constexpr (kStageEnds) fetch.advance();
+      for (int i = 0; i < 16; ++i) ptx::pin(next.a[i]);
     }
+    if constexpr (!kEnds) {
+      if constexpr (kGroup == 0) ptx::barrier_insist(answer, full, pipe.fetch.phase);
+      load_packed<C, kGroup>(pipe.packed, at, pipe.fetch.stage, p.weight_scale_float);
+    }
+    if constexpr (kStageEnds) pipe.fetch.advance();
   }
   ptx::wgmma_wait<0>();
 #pragma unroll
   for (int i = 0; i < kTokens / 2; ++i) ptx::pin(product[i]);
   if constexpr (kStageEnds) {
-    if (at.thread % 32 == 0) ptx::barrier_arrive(&smem.empty[used]);
-    used = used + 1 == C::kStages ? 0 : used + 1;
+    if (at.thread % 32 == 0) ptx::barrier_arrive(&smem.empty[pipe.use.stage]);
+    pipe.use.advance();
   }
   promote<C, kTokens>(acc, product, now.scale_upper, now.scale_lower, p, s, group);
+}
+
+// All groups of a segment.
+template <class C, int kTokens>
+__device__ __forceinline__ void accumulate(float (&acc)[kTokens / 2], Pipeline<C>& pipe, typename C::Smem& smem,
+                                           const Place& at, const Arguments& args, const Segment& s) {
+  const bool ahead = C::kStageGroups == 1 || args.looks_ahead;  // of single groups a step does not know which is the last
+  if (!ahead) fill<C>(pipe, smem, at, args);
+  const int last = ahead ? s.groups : s.groups - 2;
+  int group = 0;
+  for (; group < last; group += 2) {
+    step<C, kTokens, 0, false>(acc, pipe.even, pipe.odd, pipe, smem, at, args, s, group);
+    if (C::kStageGroups == 1 && group + 1 == last) {
+      pipe.even = pipe.odd;
+      break;
+    }
+    step<C, kTokens, C::kStageGroups - 1, false>(acc, pipe.odd, pipe.even, pipe, smem, at, args, s, group + 1);
+  }
+  if (!ahead) {
+    step<C, kTokens, 0, true>(acc, pipe.even, pipe.odd, pipe, smem, at, args, s, group);
+    step<C, kTokens, 1, true>(acc, pipe.odd, pipe.even, pipe, smem, at, args, s, group + 1);
+  }
 }
 
 // Partial sums of a tile that is split along K: peers leave theirs, the owner adds them in order.
@@ -222,30 +291,13 @@ __device__ __forceinline__ void add_partials(const Arguments& args, float (&acc)
 }
 
 template <class C, int kTokens>
-__device__ __forceinline__ void consume(const Arguments& args, typename C::Smem& smem, Ring<C::kStages>& fetch,
+__device__ __forceinline__ void consume(const Arguments& args, typename C::Smem& smem, Pipeline<C>& pipe,
                                         Ring<2>& tile, const Segment& s, const Place& at) {
   const Params& p = args.p;
   float acc[kTokens / 2];
 #pragma unroll
   for (int i = 0; i < kTokens / 2; ++i) acc[i] = 0.0f;
-  constexpr int kLast = C::kStageGroups - 1;  // 0 or 1
-  int used = fetch.stage;
-  Weights even, odd;
-  Packed packed;
-  ptx::barrier_wait(&smem.full[fetch.stage], fetch.phase);
-  load_packed<C, 0>(packed, at, fetch.stage, p.weight_scale_float);
-  unpack_all(even, packed, p.weight_scale_float);
-  if constexpr (kLast == 0) fetch.advance();
-  if (s.groups > 1) {
-    if constexpr (kLast == 0) ptx::barrier_wait(&smem.full[fetch.stage], fetch.phase);
-    load_packed<C, kLast>(packed, at, fetch.stage, p.weight_scale_float);
-    fetch.advance();
-  }
-  for (int group = 0; group < s.groups; group += 2) {
-    step<C, kTokens, 0>(acc, even, odd, packed, used, fetch, smem, at, p, s, group);
-    if (kLast == 0 && group + 1 == s.groups) break;
-    step<C, kTokens, kLast>(acc, odd, even, packed, used, fetch, smem, at, p, s, group + 1);
-  }
+  accumulate<C, kTokens>(acc, pipe, smem, at, args, s);
   if (!s.owner) return leave_partial<C, kTokens>(args, acc, at);
   add_partials<C, kTokens>(args, acc, s, at);
 
@@ -303,11 +355,15 @@ __global__ void __launch_bounds__(C::kThreads, 1) kernel(const __grid_constant__
     if constexpr (C::kMovesRegisters) ptx::registers_take<C::kConsumerRegisters>();
     const Place at = find_place<C>(smem, args.p.weight_scale_float);
     Walk walk(smem.plan, args.p, C::kMaxTokens, C::kStageGroups);
-    Ring<C::kStages> fetch;
+    Pipeline<C> pipe;
     Ring<2> tile;
     Segment s;
-    while (walk.next(s)) {
-      C::Tokens::dispatch(s.tokens, [&]<int kTokens>() { consume<C, kTokens>(args, smem, fetch, tile, s, at); });
+    for (int i = 0; i < 3 - C::kStageGroups; ++i) pipe.fetch.advance();
+    bool more = walk.next(s);
+    if ((C::kStageGroups == 1 || args.looks_ahead) && more) fill<C>(pipe, smem, at, args);
+    while (more) {
+      C::Tokens::dispatch(s.tokens, [&]<int kTokens>() { consume<C, kTokens>(args, smem, pipe, tile, s, at); });
+      more = walk.next(s);
     }
   }
 }
