@@ -2,6 +2,7 @@
 """Times the fused MoE layer on the named shapes against the floor, and beside what peers' whole layers took elsewhere.
 
     python benchmarks/bench_kernel_layer.py [--shapes R1,EP8,TP8,OSS] [--tokens 1,8,...] [--peer humming] [--out FILE]
+                                            [--ways chosen,several,n8]
 
 `w4afp8 bench moe`, then the ratios to results/kernels-peer-layers.json, recorded on an H200 by the same method.
 """
@@ -37,15 +38,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shapes", default=",".join(LAYERS))
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--ways", default="chosen", help="how the layer is run; each is a run of its own")
     options, others = parser.parse_known_args()
     shapes = [word for name in options.shapes.split(",") for word in ("--shape", name)]
     with tempfile.TemporaryDirectory() as scratch:
         out = options.out or Path(scratch) / "layers.jsonl"
-        words = ["bench", "moe", *shapes, "--out", str(out), *others]
-        code = code_of(lambda: cli.main(args=words, standalone_mode=False))
-        if code:
-            raise SystemExit(code)
-        beside_recorded(cells.read_run(out, "moe"))
+        for way in options.ways.split(","):
+            words = ["bench", "moe", *shapes, "--way", way, "--out", str(out), *others]
+            code = code_of(lambda words=words: cli.main(args=words, standalone_mode=False))
+            if code:
+                raise SystemExit(code)
+            beside_recorded(cells.read_run(out, "moe"))
 
 
 if __name__ == "__main__":

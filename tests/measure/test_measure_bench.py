@@ -15,11 +15,11 @@ from rich.console import Console
 
 from w4afp8.errors import DeviceError, RecipeError, ResourceError
 from w4afp8.kernels import build
-from w4afp8.measure import bench, cells, peers, roofline, stand
+from w4afp8.measure import bench, cells, data, peers, roofline, stand
 from w4afp8.measure.cells import Cell, PeerTime, Run
 from w4afp8.measure.floor import gemm_work
 from w4afp8.measure.peers import Peer
-from w4afp8.measure.shapes import NAMED, Shape
+from w4afp8.measure.shapes import NAMED, Layer, Shape
 from w4afp8.measure.timing import Timing
 from w4afp8.terminal.bench_view import show_run
 
@@ -59,6 +59,15 @@ def test_every_gemm_at_every_token_count(stand: stand.Stand, small: Shape) -> No
     assert dense.tflop_s == pytest.approx(work.flops / 10e-6 / 1e12)
 
 
+def test_a_way_that_runs_no_more_is_left_out() -> None:
+    layer, cpu = Layer("wide", 256, 256, 4, 4, 2), torch.device("cpu")
+    gate_up, down = (data.weight(gemm, cpu) for gemm in layer.gemms)
+    few, many = (data.layer_calls(layer, gate_up, down, tokens)[0] for tokens in (1, 4096))
+    assert stand.layer_schedule(few) == stand.layer_schedule(few, "n8") == "n8, one launch"
+    assert stand.layer_schedule(few, "several") != stand.layer_schedule(few)
+    assert stand.layer_schedule(many, "n8") is None and "/" in (stand.layer_schedule(many) or "")
+
+
 def test_half_the_experts_see_about_half_the_choices(stand: stand.Stand, small: Shape) -> None:
     cell = next(c for c in measured("gemm", small, stand).cells if c.shape == "small.down" and c.tokens == 16)
     assert 8 <= cell.rows <= 24 and 3 <= cell.hit <= 4
@@ -67,7 +76,7 @@ def test_half_the_experts_see_about_half_the_choices(stand: stand.Stand, small: 
 def test_the_layer_is_one_cell_a_token_count(stand: stand.Stand, small: Shape) -> None:
     run = measured("moe", small, stand)
     assert [(c.kind, c.shape, c.tokens) for c in run.cells] == [("moe", "small", 1), ("moe", "small", 16)]
-    assert all(c.schedule.count("/") == 2 for c in run.cells)
+    assert all(c.schedule.count("/") == 2 for c in run.cells), "inner 128 is no one-launch layer's"
     assert list(bench.run("moe", [NAMED["DENSE"]], TOKENS, stand, MACHINE, None, lambda *s: None)) == []
 
 

@@ -40,7 +40,7 @@ def model(miniature: Path) -> tuple[object, ...]:
 
 @pytest.fixture
 def on_stand(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> Stand:
-    monkeypatch.setattr(stands, "hopper", lambda what: stand)
+    monkeypatch.setattr(stands, "hopper", lambda what, way="chosen": stand)
     return stand
 
 
@@ -112,6 +112,8 @@ def test_a_wrong_row_is_said(run: Run, on_stand: Stand, clock: Clock, model: tup
         (("bench", "gemm", "--from", "none.jsonl"), 2, "no such file"),
         (("bench", "gemm", "--shape", "R1", "--plot", "no/x.png"), 4, "there is no folder no"),
         (("bench", "gemm", "--shape", "R1", "--out", "no/x.jsonl"), 2, "there is no folder no"),
+        (("bench", "moe", "--shape", "R1", "--way", "n9"), 2, "--way n9: expected one of chosen, several, n8, n16"),
+        (("bench", "gemm", "--shape", "R1", "--way", "n8"), 2, "bench gemm runs no layer"),
         (("bench", "layer"), 2, "'layer' is not one of"),
     ],
 )

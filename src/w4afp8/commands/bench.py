@@ -19,6 +19,8 @@ from w4afp8.errors import RecipeError
 @EP
 @TOKENS
 @click.option("--peer", help="Measure this one beside it, in the same run: humming.")
+@click.option("--way", default="chosen", show_default=True,
+              help="How `moe` runs: chosen, several (launches), or a kernel of one launch (n8, n16).")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Append JSON lines, one as each cell is measured.")
 @click.option(
     "--from", "recorded", type=click.Path(path_type=Path), help="Show a run that --out wrote; measures nothing."
@@ -33,6 +35,7 @@ def bench(
     ep: int,
     tokens: str | None,
     peer: str | None,
+    way: str,
     out: Path | None,
     recorded: Path | None,
     plot: Path | None,
@@ -48,6 +51,8 @@ def bench(
     from w4afp8.terminal.steps import Steps
 
     which: cells.Kind = "moe" if kind == "moe" else "gemm"
+    if kind == "gemm" and way != stand.CHOSEN:
+        raise RecipeError(f"--way {way}: bench gemm runs no layer; leave it out")
     if plot:
         roofline.check(plot)
     if out and not out.absolute().parent.is_dir():
@@ -59,7 +64,7 @@ def bench(
     else:
         problems = shapes.gather(shape, model, tp, ep)
         counts = shapes.parse_tokens(tokens) if tokens else shapes.TOKENS
-        place = stand.hopper(f"bench {kind}")
+        place = stand.hopper(f"bench {kind}", way)
         beside = peers.get(peer) if peer else None
         with Steps(ERR, quiet=as_json) as steps:
             machine = place.ceilings()

@@ -71,12 +71,14 @@ def _layer(
     for done, m in enumerate(tokens):
         on_progress(layer.name, done, len(tokens))
         calls = data.layer_calls(layer, gate_up, down, m)
+        how = stand.layer_schedule(calls[0])
+        if how is None:
+            continue
         counts = [data.local_counts(call) for call in calls]
         timing = stand.time([partial(stand.layer, call) for call in calls])
         works = [layer_work(layer, m, pairs, hit) for pairs, hit in counts]
         beside = theirs.time(calls, stand.time) if theirs else None
         rows, hit = (statistics.mean(count[i] for count in counts) for i in (0, 1))
-        how = stand.layer_schedule(calls[0])
         yield _cell("moe", layer.name, m, rows, hit, works, machine, timing, how, beside)
     on_progress(layer.name, len(tokens), len(tokens))
     del gate_up, down, theirs
