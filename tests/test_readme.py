@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from w4afp8.checkpoint.reader import CONFIG
+from w4afp8.validate import gate
 
 sys.path.insert(0, str(Path(__file__).parent / "hub"))
 from fake_hub import TOKEN, FakeHub
@@ -53,6 +54,8 @@ def test_the_example_runs_word_for_word(hub: FakeHub, shell: dict[str, str], tmp
     tree = hub.repos["my-org/tiny-dsv3-W4AFP8"].trees["main"]
     assert hub.content(tree[CONFIG]) == (tmp_path / "tiny-dsv3-W4AFP8" / CONFIG).read_bytes()
     assert (tmp_path / "tiny-dsv3-vllm" / CONFIG).is_file()
+    laid_out = tmp_path / "tiny-dsv3-W4AFP8-sm90"
+    assert gate.state(laid_out).state is gate.State.PROVEN
     assert b"**Proven**" in hub.content(tree["README.md"])
 
 

@@ -17,6 +17,7 @@ from w4afp8.card import engines, source
 from w4afp8.checkpoint import atomic
 from w4afp8.checkpoint.reader import read_json
 from w4afp8.errors import CheckpointError, RecipeError
+from w4afp8.layouts import _record as layout_record
 from w4afp8.report.facts import FOLDER, Facts, gather
 from w4afp8.report.scales import number, percent, size
 from w4afp8.report.summary import plural, reproduce
@@ -76,7 +77,7 @@ def metadata(facts: Facts, base: str | None, licence: str | None, carried: Mappi
     """The card's YAML head, in the Hub's own vocabulary."""
     names = facts.config.get("architectures")
     causal = any(str(name).endswith("ForCausalLM") for name in names) if isinstance(names, list) else False
-    words = [engine.split()[0].lower() for engine in engines.read_by(_format(facts))]
+    words = [engine.split()[0].lower() for engine in _readers(facts)] if not facts.layout else [facts.layout["layout"]]
     head: dict[str, Any] = {"license": licence or "unknown"}
     head |= {"pipeline_tag": "text-generation"} if causal else {}
     head |= {key: value for key, value in carried.items() if key != "license"}
@@ -95,7 +96,7 @@ def _render(facts: Facts, *, metadata: Mapping[str, Any], verdict: gate.Gate, mo
         keep_trailing_newline=True,
     )
     recipe = facts.record.get("recipe") or {}
-    readers = engines.read_by(_format(facts))
+    readers = _readers(facts)
     return environment.get_template(TEMPLATE).render(
         head=yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True),
         facts=facts,
@@ -103,7 +104,8 @@ def _render(facts: Facts, *, metadata: Mapping[str, Any], verdict: gate.Gate, mo
         verdict=verdict,
         classes=_classes(facts),
         readers=readers,
-        serve=engines.commands(readers, model),
+        serve=[] if facts.layout else engines.commands(readers, model),
+        layout=facts.layout,
         calibration=_calibration(facts, recipe),
         headroom=(recipe.get("activations") or {}).get("headroom"),
         mtp=_mtp(facts),
@@ -115,6 +117,11 @@ def _render(facts: Facts, *, metadata: Mapping[str, Any], verdict: gate.Gate, mo
         size=size, number=number, percent=percent, plural=plural,
         **more,
     )  # fmt: skip
+
+
+def _readers(facts: Facts) -> tuple[str, ...]:
+    """The engines and releases that read these bytes."""
+    return (str(facts.layout["read_by"]),) if facts.layout else engines.read_by(_format(facts))
 
 
 def _format(facts: Facts) -> str | None:
@@ -165,5 +172,6 @@ def _compared_with(folder: Path, state: gate.State) -> str | None:
     """The Hub id of the source that the validation proved this to be."""
     if state is not gate.State.PROVEN:
         return None
-    found = (read_json(folder / VALIDATION).get("source") or {}).get("hub_id")
+    kept = folder / layout_record.FILES / VALIDATION  # of a layout: the canonical checkpoint's own
+    found = (read_json(kept if kept.is_file() else folder / VALIDATION).get("source") or {}).get("hub_id")
     return found if isinstance(found, str) else None

@@ -6,6 +6,7 @@ A repository that has a config but not all weights is what breaks people; until 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from w4afp8.validate.seal import ABOUT, FileSeal, digest, sealed_files
 
 LARGEST_FILE_BYTES = 200 * 10**9  # the Hub's limit for one file
 LAST = (INDEX, CONFIG)
+RANK = re.compile(r"rank-\d+-of-\d+/[^/]+$")  # of a runtime layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +59,8 @@ def pack(folder: Path, known: Mapping[str, FileSeal]) -> tuple[Phase, ...]:
     raise_all(_refusals(paths), HubError, f"{folder}: the Hub would refuse it")
     files = [_file(name, path, known.get(name)) for name, path in sorted(paths.items())]
     weights = [file for file in files if is_weight(file.name)]
-    last = [file for file in files if file.name in LAST]
-    rest = [file for file in files if not is_weight(file.name) and file.name not in LAST]
+    last = [file for file in files if _is_last(file.name)]
+    rest = [file for file in files if not is_weight(file.name) and not _is_last(file.name)]
     return (
         Phase("card and side files", tuple(rest)), Phase("weights", tuple(weights)),
         Phase("index and config", tuple(last)),
@@ -72,8 +74,12 @@ def side_files(folder: Path) -> dict[str, Path]:
 
 
 def is_weight(name: str) -> bool:
-    """Beside config.json, where engines look; recorded inputs in a folder of their own are none."""
-    return "/" not in name and bool(WEIGHT_FILES.search(name))
+    """Beside config.json, where engines look, or in a rank's folder; recorded inputs in a folder of ours are none."""
+    return bool(RANK.match(name) or "/" not in name) and bool(WEIGHT_FILES.search(name))
+
+
+def _is_last(name: str) -> bool:
+    return name.rpartition("/")[2] in LAST and bool(RANK.match(name) or "/" not in name)
 
 
 def _file(name: str, path: Path, known: FileSeal | None) -> File:

@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any, Protocol
 
 from w4afp8.checkpoint.reader import CONFIG, read_json
+from w4afp8.families import LAYOUT_METHOD
 from w4afp8.validate import gate
 
 FOLDER = "w4afp8"
@@ -51,6 +52,12 @@ class Facts:
     def model_layers(self) -> int | None:
         value = self.config.get("num_hidden_layers")
         return value if isinstance(value, int) else None
+
+    @property
+    def layout(self) -> Json | None:
+        """What config.json says of the runtime layout that the directory has; None for a checkpoint."""
+        found = self.config.get("quantization_config")
+        return found if isinstance(found, Mapping) and found.get("quant_method") == LAYOUT_METHOD else None
 
     def layer_name(self, layer: int) -> str:
         """Its number; the layers after the model's own are for multi-token prediction."""

@@ -59,6 +59,9 @@ def verdict(facts: Facts) -> Verdict:
         return Verdict("Do not use", "bad", f"{plural(count, 'problem')} in {names}, named below.")
     skipped = [check["name"] for check in report.get("checks", []) if check.get("skipped")]
     tested = sum(check.get("examined", 0) for check in report.get("checks", []))
+    if report.get("proven") and any(check.get("name") == "canonical proof" for check in report["checks"]):
+        sentence = f"{tested:,} checks hold: the canonical checkpoint comes out byte for byte, and that was proven."
+        return Verdict("Proven", "good", sentence)
     if report.get("proven"):
         sentence = (
             f"{tested:,} checks beside {report.get('against')} hold, among them every expert's output and every "
@@ -212,6 +215,9 @@ def _shares(counts: Counter[str]) -> list[dict[str, Any]]:
 
 def reproduce(facts: Facts) -> str:
     """The command that makes these bytes again."""
+    if facts.layout:
+        split = f"--tp {facts.layout['tensor_parallel']} --ep {facts.layout['expert_parallel']}"
+        return f"w4afp8 convert CANONICAL --layout {facts.layout['layout']} {split} -o {shlex.quote(facts.name)}"
     source = (facts.validation or {}).get("against") or "SOURCE"
     return f"w4afp8 quantize --model {shlex.quote(source)} --recipe w4afp8/recipe.yaml -o {shlex.quote(facts.name)}"
 
@@ -224,6 +230,7 @@ def provenance(facts: Facts) -> list[tuple[str, str]]:
         ("Tool", " ".join(filter(None, [tool.get("name"), tool.get("version")]))),
         ("torch", tool.get("torch")),
         ("Format", facts.record.get("format") or (facts.validation or {}).get("format")),
+        ("Layout", f"{facts.layout['layout']}, read by {facts.layout['read_by']}" if facts.layout else None),
         ("Method", facts.record.get("method")),
         ("Calibration tokens", f"{calibration['tokens']:,}" if "tokens" in calibration else None),
         ("Calibration SHA-256", calibration.get("sha256")),

@@ -76,7 +76,7 @@ class RunProgress:
     def _unit_line(self, event: dict[str, Any]) -> str:
         self._finished += 1
         self._worked += event["seconds"]
-        parts = ["outside    " if event["layer"] is None else f"layer {event['layer']:>3}  "]
+        parts = [f"{event.get('unit', 'outside'):<10} " if event["layer"] is None else f"layer {event['layer']:>3}  "]
         if "error" in event:
             ratio = event["error"]["chosen"] / event["error"]["rtn"] if event["error"]["rtn"] else 0.0
             parts.append(f"error {ratio:5.3f} of plain rounding's  ")

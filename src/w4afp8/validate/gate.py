@@ -116,6 +116,23 @@ def state(folder: Path, *, deep: bool = False, on_progress: Callable[[str, int, 
     return Gate(State.PROVEN, (f"every check holds beside {content.get('against')}",), seal.files)
 
 
+def proof_of(folder: Path) -> tuple[Mapping[str, str], str | None]:
+    """The digests of the tensors that the verdict kept in `folder` proves, or why it proves none.
+
+    The bytes themselves may stand elsewhere; who asks compares them.
+    """
+    if not (folder / VALIDATION).is_file():
+        return {}, f"no {VALIDATION}"
+    try:
+        content = read_json(folder / VALIDATION)
+        if content.pop(CHECKSUM, None) != _checksum(content):
+            return {}, f"{VALIDATION} was changed"
+        seal = read_seal(content.get("seal"))
+    except CheckpointError as error:
+        return {}, str(error)
+    return seal.tensors, None if content.get("proven") else "its validation proved nothing"
+
+
 def _changed(
     folder: Path, seal: Seal, deep: bool, on_progress: Callable[[str, int, int], None] | None = None
 ) -> Iterator[str]:
