@@ -152,7 +152,20 @@ def test_what_modelopt_has_beyond_sglang_is_refused_by_name(sglang: Path, tmp_pa
         convert(missing, SGLANG, out)
 
 
-def test_modelopt_of_sixteen_bit_linears_says_one_algorithm(toy_config: dict[str, Any], tmp_path: Path) -> None:
+def test_modelopt_of_sixteen_bit_linears_says_one_algorithm(
+    toy: Toy, small_recipe: Callable[..., Any], toy_config: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = small_recipe(output={"format": CT, "shard_gb": 0.0002})
+    pipeline.run(pipeline.prepare(toy(dtype="bf16"), recipe, tmp_path / "ct"))
+    convert(tmp_path / "ct", MODELOPT, tmp_path / "modelopt")
+    said = json.loads((tmp_path / "modelopt" / "hf_quant_config.json").read_text())["quantization"]
+    assert said["quant_algo"] == "W4A8_AWQ" and said["group_size"] == 128 and "lm_head" in said["exclude_modules"]
+    assert not (tmp_path / "modelopt" / "quant_cfg.json").exists()
+    assert tensors(tmp_path / "modelopt")["model.layers.0.self_attn.o_proj.weight"].dtype == torch.bfloat16
+    convert(tmp_path / "modelopt", CT, tmp_path / "back")
+    assert raw(tmp_path / "back") == raw(tmp_path / "ct")
+    kept = "w4afp8/act_scales.safetensors"
+    assert (tmp_path / "back" / kept).read_bytes() == (tmp_path / "ct" / kept).read_bytes()
     source = made(tmp_path / "kimi", toy_config, "compressed_tensors_int4")
     refused(lambda: convert(source, MODELOPT, tmp_path / "o"), RecipeError, "needs static activation", tmp_path / "o")
 

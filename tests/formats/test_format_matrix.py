@@ -102,6 +102,16 @@ def test_a_format_that_loses_a_bit_is_caught(monkeypatch: pytest.MonkeyPatch) ->
         translate(GroupWeight(torch.ones(1, 128, dtype=torch.int8), torch.tensor([[0.3]])), sglang, ct)
 
 
+def test_a_move_that_changes_a_number_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    from w4afp8.formats import _move
+
+    broken = {(MicroWeight, BlockWeight): lambda weight: BlockWeight(fp8.encode(weight.dequantize()), torch.ones(1, 1))}
+    monkeypatch.setattr(_move, "MOVES", _move.MOVES | broken)
+    weight = MicroWeight(torch.full((1, 32), 7, dtype=torch.uint8), torch.tensor([[200]], dtype=torch.uint8))
+    with pytest.raises(FormatError, match="the numbers are not the source's"):
+        translate(weight, formats.get("deepseek_mxfp4"), formats.get("deepseek_fp8"))
+
+
 def test_every_scale_byte_up_to_252_is_a_bfloat16_times_every_code() -> None:
     codes = torch.arange(16, dtype=torch.uint8).repeat(253, 2)
     weight = MicroWeight(codes, torch.arange(253, dtype=torch.uint8)[:, None])

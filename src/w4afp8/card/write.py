@@ -13,6 +13,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from w4afp8._version import __version__
+from w4afp8.calibration import BUNDLED
 from w4afp8.card import engines, source
 from w4afp8.checkpoint import atomic
 from w4afp8.checkpoint.reader import read_json
@@ -46,9 +47,17 @@ class Card:
         }  # fmt: skip
 
 
-def write(folder: Path, *, base_model: str | None = None, model: str | None = None, forced: str | None = None) -> Card:
+def write(
+    folder: Path,
+    *,
+    base_model: str | None = None,
+    model: str | None = None,
+    forced: str | None = None,
+    verdict: gate.Gate | None = None,
+) -> Card:
     """Write README.md.  `model` is the name that serve commands use; `forced` why an unproven one is published.
 
+    `verdict` is what the gate says of the directory, for who has asked it already: asking may read every byte.
     `base_model` stays what an earlier card of ours said, or the Hub id that the validation compared with.
     Raises: CheckpointError when there is no record to take facts from.
     """
@@ -56,13 +65,13 @@ def write(folder: Path, *, base_model: str | None = None, model: str | None = No
         raise CheckpointError(f"{folder}: no such directory; give the directory of a quantized checkpoint")
     if base_model is not None and not HUB_ID.fullmatch(base_model):
         raise RecipeError(f"--base-model {base_model}: expected ORG/NAME, as the Hub names it")
-    facts = gather(folder, None, None)
+    verdict = verdict or gate.state(folder)
+    facts = gather(folder, None, None, verdict)
     if not facts.record:
         raise CheckpointError(f"{folder}: found no {FOLDER}/record.json; a card is made of what the run recorded")
     old = folder / CARD
     said_before = source.front_matter(old).get("base_model") if old.is_file() and source.is_ours(old) else None
     kept = source.move_source_card(folder)
-    verdict = gate.state(folder)
     base = base_model or said_before or _compared_with(folder, verdict.state)
     licence = source.licence_of(folder)
     text = _render(
@@ -77,13 +86,12 @@ def metadata(facts: Facts, base: str | None, licence: str | None, carried: Mappi
     """The card's YAML head, in the Hub's own vocabulary."""
     names = facts.config.get("architectures")
     causal = any(str(name).endswith("ForCausalLM") for name in names) if isinstance(names, list) else False
-    words = [engine.split()[0].lower() for engine in _readers(facts)] if not facts.layout else [facts.layout["layout"]]
+    words = [facts.layout["layout"]] if facts.layout else [name.lower() for name in engines.names(_readers(facts))]
     head: dict[str, Any] = {"license": licence or "unknown"}
     head |= {"pipeline_tag": "text-generation"} if causal else {}
     head |= {key: value for key, value in carried.items() if key != "license"}
     head |= {"base_model": base, "base_model_relation": "quantized"} if base else {}
-    numbers = ["mxfp4"] if (facts.record.get("recipe") or {}).get("scheme") == "MXFP4" else ["int4", "fp8"]
-    return head | {"tags": ["w4afp8", *numbers, "moe", *words]}
+    return head | {"tags": ["w4afp8", *engines.tags(_format(facts)), "moe", *words]}
 
 
 def _render(facts: Facts, *, metadata: Mapping[str, Any], verdict: gate.Gate, model: str, **more: Any) -> str:
@@ -108,6 +116,7 @@ def _render(facts: Facts, *, metadata: Mapping[str, Any], verdict: gate.Gate, mo
         layout=facts.layout,
         calibration=_calibration(facts, recipe),
         headroom=(recipe.get("activations") or {}).get("headroom"),
+        scales=engines.activation_scales(_format(facts)),
         mtp=_mtp(facts),
         files=_sums(verdict.files),
         reproduce=reproduce(facts),
@@ -146,7 +155,8 @@ def _classes(facts: Facts) -> list[dict[str, Any]]:
 def _calibration(facts: Facts, recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Data by name only: where a file stood on somebody's disk is nobody's business."""
     asked = recipe.get("calibration") or {}
-    local = [Path(name).name if Path(name).is_absolute() or name.startswith((".", "~")) else name
+    words = {BUNDLED: "the text that comes with w4afp8"}
+    local = [Path(name).name if Path(name).is_absolute() or name.startswith((".", "~")) else words.get(name, name)
              for name in map(str, asked.get("data") or [])]  # fmt: skip
     return {**asked, **(facts.record.get("calibration") or {}), "data": local, "coverage": facts.coverage}
 

@@ -13,7 +13,7 @@ from w4afp8.convert.plan import Plan
 from w4afp8.errors import FormatError, QuantizationError, RecipeError, raise_all
 from w4afp8.families._inventory import Item, format_of_experts
 from w4afp8.families._spec import Dimensions, Family, Role
-from w4afp8.formats._spec import AwareWeight, FineWeight, GroupWeight, MicroWeight, Weight
+from w4afp8.formats._spec import AwareWeight, GroupWeight
 from w4afp8.formats._target import CheckpointFormat
 from w4afp8.recipes._recipe import Mtp, Recipe
 
@@ -51,13 +51,17 @@ def make_plan(
 
 
 def refuse_quantized(family: Family, d: Dimensions, specs: Mapping[str, TensorSpec], format_name: str) -> None:
-    """Raises: RecipeError for a source whose experts are int4, or stand in the very numbers that were asked for."""
+    """Raises: RecipeError for a source whose experts are int4, or stand in the very numbers that were asked for.
+
+    Int4 in groups of 32 is let through: it is what Kimi-K2-Thinking was trained to, so there is no other original, and
+    groups of 128 hold it only by luck.
+    """
     try:
         form = format_of_experts(family, d, specs)
     except FormatError:
         return  # the inventory names every tensor that is none
     target = formats.target(format_name).expert_weight
-    if form is None or form.form not in (GroupWeight, FineWeight, AwareWeight, target.form):
+    if form is None or form.form not in (GroupWeight, AwareWeight, target.form):
         return
     raise RecipeError(
         f"the experts stand in {form.name}, {form.bits} bits already: rounding them again adds a second error to the "
@@ -91,11 +95,6 @@ def _quantized_names(
     ]
     experts = {s for s, item in matrices.items() if item.expected.role is Role.EXPERT}
     must = {s for s in experts if matrices[s].expected.layer not in native}
-    there = next(
-        (s for s in sorted(chosen & must) if _form(matrices[s]) is target.expert_weight.form is MicroWeight), None
-    )
-    if there is not None:
-        problems.append(f"{there} is MXFP4 already; w4afp8 convert --format {target.name} moves MXFP4 without a change")
     left = sorted(must - chosen)
     if left and target.partial_experts is None:
         problems.append(
@@ -110,7 +109,3 @@ def _quantized_names(
             problems.append(f"{stem} is [{n}, {k}]; {target.name}: {error}")
     raise_all(problems[:20], RecipeError, f"the recipe's targets do not fit {target.name}")
     return frozenset(matrices[stem].expected.name for stem in chosen & must)
-
-
-def _form(item: Item) -> type[Weight] | None:
-    return item.format.form if item.format else None

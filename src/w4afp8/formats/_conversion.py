@@ -100,6 +100,10 @@ def translate(
     if refusal:
         raise FormatError(f"{source.name} to {target.name}: {refusal}")
     moved = move(weight, target.form, input_scale)
+    if moved is not weight and not torch.equal(moved.dequantize(), weight.dequantize()):
+        raise FormatError(
+            f"{source.name} to {target.name}: the numbers are not the source's; report this with the file"
+        )
     parts = target.pack(moved)
     difference = first_difference(moved, target.unpack(parts))
     if difference:

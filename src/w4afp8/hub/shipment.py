@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,9 @@ from w4afp8.validate.seal import ABOUT, FileSeal, digest, sealed_files
 
 LARGEST_FILE_BYTES = 200 * 10**9  # the Hub's limit for one file
 LAST = (INDEX, CONFIG)
+# Weights that one commit holds at most, so that a push that breaks off has its finished part committed: whatever the
+# storage's protocol keeps of an unfinished upload, what is committed is not sent again.
+COMMIT_BYTES = 50 * 10**9
 RANK = re.compile(r"rank-\d+-of-\d+/[^/]+$")  # of a runtime layout
 
 
@@ -41,22 +44,23 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Files that are committed together, before the next phase begins."""
+    """Files that are committed before the next phase begins."""
 
     title: str
     files: tuple[File, ...]
 
 
-def pack(folder: Path, known: Mapping[str, FileSeal]) -> tuple[Phase, ...]:
-    """The phases; a digest that is not `known` is computed.
-
-    Raises: CheckpointError for a directory that cannot be loaded, HubError for a file that the Hub would refuse.
-    """
+def check(folder: Path) -> None:
+    """Raises: CheckpointError for a directory that cannot be loaded, HubError for files that the Hub would refuse."""
     for name in LAST:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: found no {name}; an unfinished checkpoint is not published")
-    paths = sealed_files(folder) | {name: folder / name for name in ABOUT if (folder / name).is_file()}
-    raise_all(_refusals(paths), HubError, f"{folder}: the Hub would refuse it")
+    raise_all(_refusals(_published(folder)), HubError, f"{folder}: the Hub would refuse it")
+
+
+def pack(folder: Path, known: Mapping[str, FileSeal]) -> tuple[Phase, ...]:
+    """The phases; a digest that is not `known` is computed."""
+    paths = _published(folder)
     files = [_file(name, path, known.get(name)) for name, path in sorted(paths.items())]
     weights = [file for file in files if is_weight(file.name)]
     last = [file for file in files if _is_last(file.name)]
@@ -67,10 +71,26 @@ def pack(folder: Path, known: Mapping[str, FileSeal]) -> tuple[Phase, ...]:
     )  # fmt: skip
 
 
+def batches(files: Iterable[File]) -> Iterator[tuple[File, ...]]:
+    """The files in order, as many at a time as one commit takes, and one at least."""
+    batch: list[File] = []
+    for file in files:
+        if batch and sum(other.bytes for other in batch) + file.bytes > COMMIT_BYTES:
+            yield tuple(batch)
+            batch = []
+        batch.append(file)
+    if batch:
+        yield tuple(batch)
+
+
 def side_files(folder: Path) -> dict[str, Path]:
     """Everything readable that would be published: what may hold a secret."""
-    found = sealed_files(folder) | {name: folder / name for name in ABOUT if (folder / name).is_file()}
-    return {name: path for name, path in sorted(found.items()) if not WEIGHT_FILES.search(name)}
+    return {name: path for name, path in sorted(_published(folder).items()) if not WEIGHT_FILES.search(name)}
+
+
+def _published(folder: Path) -> dict[str, Path]:
+    """Relative name -> path of every file that is sent."""
+    return sealed_files(folder) | {name: folder / name for name in ABOUT if (folder / name).is_file()}
 
 
 def is_weight(name: str) -> bool:

@@ -42,6 +42,7 @@ class Facts:
     evaluations: list[Json]
     events: list[Json] = field(default_factory=list)
     stale: tuple[str, ...] = ()  # what changed after the saved validation
+    conversion: Json | None = None  # what `convert` did, when it made the directory
 
     @property
     def layers(self) -> list[Json]:
@@ -124,15 +125,22 @@ def errors(entry: Json) -> tuple[float, float] | None:
     return None
 
 
-def gather(folder: Path, validation: Said | None, evaluation: Said | Sequence[Said] | None) -> Facts:
+def gather(
+    folder: Path,
+    validation: Said | None,
+    evaluation: Said | Sequence[Said] | None,
+    verdict: gate.Gate | None = None,
+) -> Facts:
     """Read what the directory holds; a validation or evaluation that is not given is the one saved there last.
 
+    `verdict` is what the gate says of that one, for who has asked it already: asking may read every byte.
     Raises: CheckpointError when config.json or record.json is there and no JSON object.
     """
     own = folder / FOLDER
     stale: tuple[str, ...] = ()
     if validation is None:
-        stale = _stale(folder)
+        verdict = verdict or gate.state(folder)
+        stale = verdict.why if verdict.state is gate.State.STALE else ()
         validation = _read(own / "validation.json") or (_read(own / "report.json") or {}).get("validation")
     if evaluation is None:
         evaluation = _read(own / "evaluation.json") or []
@@ -145,6 +153,7 @@ def gather(folder: Path, validation: Said | None, evaluation: Said | Sequence[Sa
         evaluations=[item for item in map(plain, listed) if all(name in item for name in EVALUATION_FIELDS)],
         events=_events(own / "run.jsonl"),
         stale=stale,
+        conversion=_read(own / "conversion.json"),
     )
 
 
@@ -159,12 +168,6 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-
-
-def _stale(folder: Path) -> tuple[str, ...]:
-    """What changed after the saved verdict, when there is one and something did."""
-    found = gate.state(folder)
-    return found.why if found.state is gate.State.STALE else ()
 
 
 def _events(path: Path) -> list[Json]:

@@ -33,7 +33,7 @@ def inspect_json(folder: Path, tensors: bool) -> dict[str, Any]:
         counts: Counter[tuple[str, str]] = Counter()
         sizes: Counter[tuple[str, str]] = Counter()
         for item in items.values():
-            key = (item.expected.role.value, item.format.name if item.format else item.tensors[0].dtype)
+            key = (item.expected.role.value, item.format.name if item.format else item.tensors[0].dtype.lower())
             counts[key] += 1
             sizes[key] += item.span_bytes
         found: dict[str, Any] = {
