@@ -35,8 +35,9 @@ def run(problem, row, out=torch.bfloat16):
 
 @pytest.mark.parametrize("row", PLAIN, ids=lambda r: f"{r.kernel}-{r.split_groups}")
 @pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
-def test_every_schedule_is_the_float64_product(row, counts):
-    problem = make(counts, 320, 768)
+@pytest.mark.parametrize("cols", [256, 768], ids=["tiles apart", "looking ahead"])
+def test_every_schedule_is_the_float64_product(row, counts, cols):
+    problem = make(counts, 320, cols)
     found = run(problem, row)
     assert relative_error(found.cpu(), problem.truth()) < 2e-3
     assert torch.equal(found, run(problem, row))

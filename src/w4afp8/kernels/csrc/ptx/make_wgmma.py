@@ -3,7 +3,7 @@
 Run `python make_wgmma.py > wgmma.cuh` after changing TOKENS.
 """
 
-TOKENS = (8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 136, 152)
+TOKENS = (8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 104, 112, 120, 128, 136, 144, 152, 160)
 
 HEAD = """\
 // Written by make_wgmma.py.  D[64 x N] (+)= A[64 x 32] * B[32 x N], e4m3 operands, float32 accumulators:

@@ -24,17 +24,46 @@ __device__ __forceinline__ void barrier_expect(uint64_t* barrier, uint32_t bytes
                : "memory");
 }
 
+// All threads of the warp that come here come together: the branches are declared uniform, so that what depends on them
+// stays in uniform registers.
 __device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity) {
   asm volatile(
       "{\n"
       ".reg .pred done;\n"
       "AGAIN:\n"
       "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra OUT;\n"
-      "bra AGAIN;\n"
-      "OUT:\n"
+      "@!done bra.uni AGAIN;\n"
       "}\n" ::"r"(shared_address(barrier)),
       "r"(parity)
+      : "memory");
+}
+
+// The same in two halves, so that the answer's latency passes under other work: ask once, later insist.
+__device__ __forceinline__ uint32_t barrier_ask(uint64_t* barrier, uint32_t parity) {
+  uint32_t done;
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, done;\n"
+      "}\n"
+      : "=r"(done)
+      : "r"(shared_address(barrier)), "r"(parity)
+      : "memory");
+  return done;
+}
+__device__ __forceinline__ void barrier_insist(uint32_t answer, uint64_t* barrier, uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "setp.ne.u32 done, %2, 0;\n"
+      "@done bra.uni OUT;\n"
+      "AGAIN:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra.uni AGAIN;\n"
+      "OUT:\n"
+      "}\n" ::"r"(shared_address(barrier)),
+      "r"(parity), "r"(answer)
       : "memory");
 }
 

@@ -6,34 +6,15 @@
 // acc += weight_scale * product, in float32.
 #pragma once
 #include "../../ptx/copy.cuh"
-#include "../../ptx/wgmma.cuh"
 #include "../overlap.cuh"
+#include "arguments.cuh"
 #include "config.h"
-#include "dequantize.cuh"
+#include "consumer.cuh"
 #include "epilogue.cuh"
-#include "params.h"
+#include "partial.cuh"
 #include "schedule.cuh"
 
 namespace w4afp8::grouped_gemm {
-
-struct Arguments {
-  CUtensorMap x_map;       // [groups][tokens][128]
-  CUtensorMap codes_map;   // [experts][row blocks][32 * groups][128]
-  CUtensorMap scale_map;   // [experts][row blocks][64 * groups]
-  CUtensorMap x_scale_map; // [tokens], used when the scale is per token
-  Params p;
-  float* partial;    // [blocks][consumers][tokens/2][128]
-  uint32_t* ready;   // [blocks][consumers], zero between launches
-};
-
-template <int kSlots>
-struct Ring {
-  int stage = 0;
-  uint32_t phase = 0;
-  __device__ __forceinline__ void advance() {
-    if (++stage == kSlots) stage = 0, phase ^= 1;
-  }
-};
 
 // One thread: keeps the ring full, three copies a stage.  Row blocks beyond the expert's last are filled with zeros.
 template <class C>
@@ -66,186 +47,22 @@ __device__ void produce(const Arguments& args, typename C::Smem& smem) {
       ptx::copy_box(smem.x[ring.stage], &args.x_map, 0, s.first_row, g, full, ptx::kEvictNormal);
     }
   }
-}
-
-// A thread's share of one scale group as it lies in memory.
-struct Packed {
-  int4 first, second;
-  uint32_t scale[2];  // two bfloat16 in one word, or two floats
-};
-
-// The same, ready for wgmma: A fragments of four multiplies, and the scales of the thread's two rows.
-struct Weights {
-  uint32_t a[16];
-  float scale_upper, scale_lower;
-};
-
-// What a consumer thread knows for the whole kernel.  Addresses are in shared memory.
-struct Place {
-  int consumer, thread;
-  uint32_t codes, scale;  // this thread's pieces in stage 0, group 0
-};
-
-template <class C>
-__device__ __forceinline__ Place find_place(const typename C::Smem& smem, bool scale_float) {
-  Place at;
-  at.consumer = __shfl_sync(~0u, threadIdx.x / 128, 0);
-  at.thread = threadIdx.x % 128;
-  at.codes = ptx::shared_address(smem.codes[0][at.consumer]) + at.thread * 16;
-  at.scale = ptx::shared_address(smem.scale[0].bytes) +
-             (at.consumer * C::kStageGroups * (kTileRows / 2) + at.thread / 4) * (scale_float ? 8 : 4);
-  // Opaque to the compiler, which would otherwise compute all this again in every step.
-  asm volatile("" : "+r"(at.thread), "+r"(at.codes), "+r"(at.scale));
-  return at;
-}
-
-template <class C, int kGroup>
-__device__ __forceinline__ void load_packed(Packed& w, const Place& at, int stage, bool scale_float) {
-  const uint32_t codes = at.codes + stage * (C::kConsumers * C::kStageGroups * kTileBytes) + kGroup * kTileBytes;
-  w.first = ptx::load_shared_16(codes);
-  w.second = ptx::load_shared_16(codes + kTileBytes / 2);
-  const uint32_t scale = at.scale + stage * sizeof(typename C::Smem::StageScale);
-  if (scale_float) {
-    ptx::load_shared_8(scale + kGroup * (kTileRows * 4), w.scale[0], w.scale[1]);
-  } else {
-    w.scale[0] = ptx::load_shared_4(scale + kGroup * (kTileRows * 2));
-  }
-}
-
-__device__ __forceinline__ void unpack_all(Weights& w, const Packed& from, bool scale_float) {
-  unpack(from.first.x, w.a[0], w.a[1]);
-  unpack(from.first.y, w.a[2], w.a[3]);
-  unpack(from.first.z, w.a[4], w.a[5]);
-  unpack(from.first.w, w.a[6], w.a[7]);
-  unpack(from.second.x, w.a[8], w.a[9]);
-  unpack(from.second.y, w.a[10], w.a[11]);
-  unpack(from.second.z, w.a[12], w.a[13]);
-  unpack(from.second.w, w.a[14], w.a[15]);
-  w.scale_upper = __uint_as_float(scale_float ? from.scale[0] : from.scale[0] << 16);
-  w.scale_lower = __uint_as_float(scale_float ? from.scale[1] : from.scale[0] & 0xffff0000u);
-}
-
-template <class C, int kTokens>
-__device__ __forceinline__ void promote(float (&acc)[kTokens / 2], const float (&product)[kTokens / 2], float scale_upper, float scale_lower,
-                                        const Params& p, const Segment& s, int group) {
-#pragma unroll
-  for (int j = 0; j < kTokens / 8; ++j) {
-    float left = 1.0f, right = 1.0f;
-    if constexpr (C::kGroupScale) {
-      const int t = 8 * j + 2 * (threadIdx.x % 4);  // this instance is not written for speed
-      const int groups = p.cols / kTileCols;
-      const float* scale = p.x_scale + static_cast<size_t>(s.first_row + t) * groups + s.first_group + group;
-      left = t < s.tokens ? __ldg(scale) : 0.0f;
-      right = t + 1 < s.tokens ? __ldg(scale + groups) : 0.0f;
-    }
-    if constexpr (C::kGroupScale) {
-      acc[4 * j + 0] += scale_upper * left * product[4 * j + 0];
-      acc[4 * j + 1] += scale_upper * right * product[4 * j + 1];
-      acc[4 * j + 2] += scale_lower * left * product[4 * j + 2];
-      acc[4 * j + 3] += scale_lower * right * product[4 * j + 3];
-    } else {
-      acc[4 * j + 0] += scale_upper * product[4 * j + 0];
-      acc[4 * j + 1] += scale_upper * product[4 * j + 1];
-      acc[4 * j + 2] += scale_lower * product[4 * j + 2];
-      acc[4 * j + 3] += scale_lower * product[4 * j + 3];
-    }
-  }
-}
-
-// One scale group, the kGroup-th of its stage.  Starts its four multiplies; beside them unpacks the next group and
-// fetches the one after; then promotes.  The questions whether there is a next are asked even where the answer is
-// known: inside a branch the unpacking stays where it is written, in a straight line ptxas sinks it below the wait.
-template <class C, int kTokens, int kGroup>
-__device__ __forceinline__ void step(float (&acc)[kTokens / 2], const Weights& now, Weights& next, Packed& packed,
-                                     int& used, Ring<C::kStages>& fetch, typename C::Smem& smem, const Place& at,
-                                     const Params& p, const Segment& s, int group) {
-  constexpr bool kStageEnds = kGroup == C::kStageGroups - 1;
-  float product[kTokens / 2];
-  const uint32_t x = ptx::swizzled_rows(ptx::shared_address(smem.x[used][kGroup]));
-  ptx::wgmma_fence();
-  ptx::Wgmma<kTokens>::template multiply<false>(product, now.a, x);
-#pragma unroll
-  for (int k = 1; k < 4; ++k) ptx::Wgmma<kTokens>::template multiply<true>(product, now.a + 4 * k, x + 2 * k);
-  ptx::wgmma_commit();
-  if (group + 1 < s.groups) {
-    unpack_all(next, packed, p.weight_scale_float);
-#pragma unroll
-    for (int i = 0; i < 16; ++i) ptx::pin(next.a[i]);
-    if (group + 2 < s.groups) {
-      if constexpr (kGroup == 0) ptx::barrier_wait(&smem.full[fetch.stage], fetch.phase);
-      load_packed<C, kGroup>(packed, at, fetch.stage, p.weight_scale_float);
-      if constexpr (kStageEnds) fetch.advance();
-    }
-  }
-  ptx::wgmma_wait<0>();
-#pragma unroll
-  for (int i = 0; i < kTokens / 2; ++i) ptx::pin(product[i]);
-  if constexpr (kStageEnds) {
-    if (at.thread % 32 == 0) ptx::barrier_arrive(&smem.empty[used]);
-    used = used + 1 == C::kStages ? 0 : used + 1;
-  }
-  promote<C, kTokens>(acc, product, now.scale_upper, now.scale_lower, p, s, group);
-}
-
-// Partial sums of a tile that is split along K: peers leave theirs, the owner adds them in order.
-template <class C, int kTokens>
-__device__ __forceinline__ void leave_partial(const Arguments& args, const float (&acc)[kTokens / 2], const Place& at) {
-  const int slot = blockIdx.x * C::kConsumers + at.consumer;
-  float* mine = args.partial + static_cast<size_t>(slot) * (C::kMaxTokens / 2 * 128) + at.thread;
-#pragma unroll
-  for (int i = 0; i < kTokens / 2; ++i) __stcg(mine + i * 128, acc[i]);
-  __threadfence();
-  ptx::named_barrier(1 + at.consumer, 128);
-  if (at.thread == 0) asm volatile("st.release.gpu.global.u32 [%0], 1;" ::"l"(args.ready + slot) : "memory");
-}
-
-template <class C, int kTokens>
-__device__ __forceinline__ void add_partials(const Arguments& args, float (&acc)[kTokens / 2], const Segment& s,
-                                             const Place& at) {
-  if (s.first_peer == s.end_peer) return;
-  for (int peer = s.first_peer + at.thread; peer < s.end_peer; peer += 128) {  // all flags at once
-    uint32_t* flag = args.ready + peer * C::kConsumers + at.consumer;
-    uint32_t ready;
-    do {
-      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(ready) : "l"(flag) : "memory");
-    } while (ready == 0);
-    *flag = 0;  // for the next launch
-  }
-  ptx::named_barrier(1 + at.consumer, 128);
-  const size_t stride = static_cast<size_t>(C::kConsumers) * (C::kMaxTokens / 2 * 128);
-  const float* theirs = args.partial + s.first_peer * stride + at.consumer * (C::kMaxTokens / 2 * 128) + at.thread;
-#pragma unroll 4
-  for (int peer = s.first_peer; peer < s.end_peer; ++peer, theirs += stride) {
-#pragma unroll
-    for (int i = 0; i < kTokens / 2; ++i) acc[i] += __ldcg(theirs + i * 128);
+  if (C::kStageGroups == 2 && !args.looks_ahead) return;
+  // Consumers that look ahead fetch two groups after the last, too: let them read something.
+  for (int g = 0; g < 2; g += C::kStageGroups, ring.advance()) {
+    ptx::barrier_wait(&smem.empty[ring.stage], ring.phase ^ 1);
+    ptx::barrier_arrive(&smem.full[ring.stage]);
   }
 }
 
 template <class C, int kTokens>
-__device__ __forceinline__ void consume(const Arguments& args, typename C::Smem& smem, Ring<C::kStages>& fetch,
+__device__ __forceinline__ void consume(const Arguments& args, typename C::Smem& smem, Pipeline<C>& pipe,
                                         Ring<2>& tile, const Segment& s, const Place& at) {
   const Params& p = args.p;
   float acc[kTokens / 2];
 #pragma unroll
   for (int i = 0; i < kTokens / 2; ++i) acc[i] = 0.0f;
-  constexpr int kLast = C::kStageGroups - 1;  // 0 or 1
-  int used = fetch.stage;
-  Weights even, odd;
-  Packed packed;
-  ptx::barrier_wait(&smem.full[fetch.stage], fetch.phase);
-  load_packed<C, 0>(packed, at, fetch.stage, p.weight_scale_float);
-  unpack_all(even, packed, p.weight_scale_float);
-  if constexpr (kLast == 0) fetch.advance();
-  if (s.groups > 1) {
-    if constexpr (kLast == 0) ptx::barrier_wait(&smem.full[fetch.stage], fetch.phase);
-    load_packed<C, kLast>(packed, at, fetch.stage, p.weight_scale_float);
-    fetch.advance();
-  }
-  for (int group = 0; group < s.groups; group += 2) {
-    step<C, kTokens, 0>(acc, even, odd, packed, used, fetch, smem, at, p, s, group);
-    if (kLast == 0 && group + 1 == s.groups) break;
-    step<C, kTokens, kLast>(acc, odd, even, packed, used, fetch, smem, at, p, s, group + 1);
-  }
+  accumulate<C, kTokens>(acc, pipe, smem, at, args, s);
   if (!s.owner) return leave_partial<C, kTokens>(args, acc, at);
   add_partials<C, kTokens>(args, acc, s, at);
 
@@ -303,11 +120,15 @@ __global__ void __launch_bounds__(C::kThreads, 1) kernel(const __grid_constant__
     if constexpr (C::kMovesRegisters) ptx::registers_take<C::kConsumerRegisters>();
     const Place at = find_place<C>(smem, args.p.weight_scale_float);
     Walk walk(smem.plan, args.p, C::kMaxTokens, C::kStageGroups);
-    Ring<C::kStages> fetch;
+    Pipeline<C> pipe;
     Ring<2> tile;
     Segment s;
-    while (walk.next(s)) {
-      C::Tokens::dispatch(s.tokens, [&]<int kTokens>() { consume<C, kTokens>(args, smem, fetch, tile, s, at); });
+    for (int i = 0; i < 3 - C::kStageGroups; ++i) pipe.fetch.advance();
+    bool more = walk.next(s);
+    if ((C::kStageGroups == 1 || args.looks_ahead) && more) fill<C>(pipe, smem, at, args);
+    while (more) {
+      C::Tokens::dispatch(s.tokens, [&]<int kTokens>() { consume<C, kTokens>(args, smem, pipe, tile, s, at); });
+      more = walk.next(s);
     }
   }
 }

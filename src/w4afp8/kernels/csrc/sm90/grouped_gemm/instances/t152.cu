@@ -2,6 +2,6 @@
 
 namespace w4afp8::grouped_gemm {
 const char* launch_t152(const Params& p, cudaStream_t stream) {
-  return launch<Config<2, TokenCounts<136, 152>, 3, 2>>(p, stream);
+  return launch<Config<2, TokenCounts<120, 136, 152>, 3, 2>>(p, stream);
 }
 }  // namespace w4afp8::grouped_gemm

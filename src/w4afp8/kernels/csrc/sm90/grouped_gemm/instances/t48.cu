@@ -2,6 +2,6 @@
 
 namespace w4afp8::grouped_gemm {
 const char* launch_t48(const Params& p, cudaStream_t stream) {
-  return launch<Config<3, TokenCounts<32, 48>, 5, 2>>(p, stream);
+  return launch<Config<3, TokenCounts<32, 40, 48>, 5, 2>>(p, stream);
 }
 }  // namespace w4afp8::grouped_gemm

@@ -2,6 +2,6 @@
 
 namespace w4afp8::grouped_gemm {
 const char* launch_t64(const Params& p, cudaStream_t stream) {
-  return launch<Config<3, TokenCounts<48, 64>, 4, 2>>(p, stream);
+  return launch<Config<3, TokenCounts<48, 56, 64>, 4, 2>>(p, stream);
 }
 }  // namespace w4afp8::grouped_gemm

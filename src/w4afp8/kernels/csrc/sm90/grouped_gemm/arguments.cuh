@@ -1,0 +1,34 @@
+// What a kernel is given, and how loader and consumers count stages.
+#pragma once
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "params.h"
+
+namespace w4afp8::grouped_gemm {
+
+struct Arguments {
+  CUtensorMap x_map;       // [groups][tokens][128]
+  CUtensorMap codes_map;   // [experts][row blocks][32 * groups][128]
+  CUtensorMap scale_map;   // [experts][row blocks][64 * groups]
+  CUtensorMap x_scale_map; // [tokens], used when the scale is per token
+  Params p;
+  float* partial;    // [blocks][consumers][tokens/2][128]
+  uint32_t* ready;   // [blocks][consumers], zero between launches
+  // Do consumers fetch a tile's first groups while they multiply the last of the tile before?  It saves the start of
+  // every tile; but where memory is slower than multiplying, waiting for them keeps a finished tile from its end.
+  bool looks_ahead;
+  uint32_t upper_bytes, lower_bytes;  // which bytes of two words of scales are the upper row's float, and the lower's
+};
+
+template <int kSlots>
+struct Ring {
+  int stage = 0;
+  uint32_t phase = 0;
+  __device__ __forceinline__ void advance() {
+    if (++stage == kSlots) stage = 0, phase ^= 1;
+  }
+};
+
+}  // namespace w4afp8::grouped_gemm
