@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from w4afp8.kernels import build, checks, schedules
+from w4afp8.kernels import build, checks, layers, schedules
 from w4afp8.kernels.calls import GemmCall, MoECall
 from w4afp8.kernels.checks import FP8, GROUP_K
 from w4afp8.kernels.layout import TILE_ROWS
@@ -68,28 +68,70 @@ def grouped_gemm(
     return out
 
 
-def fused_moe(call: MoECall) -> Tensor:
-    """One layer in five launches (six with many tokens): route and quantize, gate_up, activate and quantize, down, sum.
+def fused_moe(call: MoECall, one_launch: layers.OneLaunch | bool = True, out: Tensor | None = None) -> Tensor:
+    """One layer on the device: in one launch while experts have few rows, in five or six beyond.
 
     Everything stays on the device: buffers are sized for the case that every choice is local, and the kernels stop at
-    the rows that the offsets count.
+    the rows that are there.  `one_launch` overrides the choice (False: several), as tests and measurements do; `out`
+    [T, H] is written instead of a new tensor.
     """
-    kernels, x = torch.ops.w4afp8_sm90, call.x
-    out = torch.empty_like(x)
-    if not len(x):
+    checks.require(build.load(), "device", torch.cuda.get_device_name(), "an SM90 GPU and compiled kernels")
+    if out is None:
+        out = torch.empty_like(call.x)
+    if not len(call.x):
         return out
-    experts, hidden, inner = call.w13.shape[0], x.shape[1], call.w2.shape[2] * GROUP_K
-    pairs = call.topk_ids.numel()
+    layer = _layer(call)
+    row = layers.choose(layer) if one_launch is True else one_launch
+    return _one_launch(call, layer, row, out) if row else _several_launches(call, layer, out)
+
+
+def _layer(call: MoECall) -> layers.Layer:
+    experts, pairs = call.w13.shape[0], call.topk_ids.numel()
     likely = max(1, pairs * experts // call.routed_experts) if call.routed_experts > experts else pairs
+    return layers.Layer(pairs, likely, experts, hidden=call.x.shape[1], inner=call.w2.shape[2] * GROUP_K)
+
+
+def _one_launch(call: MoECall, layer: layers.Layer, row: layers.OneLaunch, out: Tensor) -> Tensor:
+    x = call.x.contiguous()
+    for name, t in (("x", x), *((n, getattr(call, n)) for n in ("w13", "w13_scale", "w2", "w2_scale"))):
+        checks.require(t.data_ptr() % 16 == 0, name, f"address {t.data_ptr():#x}", "a multiple of 16; call .clone()")
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=x.device)
+
+    pairs, hidden, inner = layer.pairs, layer.hidden, layer.inner
+    eights = pairs // 8 + min(pairs, layer.experts)  # rows are kept by eights, and every expert begins a new eight
+    torch.ops.w4afp8_sm90.fused_layer(
+        x,
+        call.topk_ids.contiguous(),
+        call.topk_weights.contiguous(),
+        call.expert_begin,
+        *(call.w13, call.w13_scale, call.w2, call.w2_scale, call.w13_input_scale, call.w2_input_scale),
+        *(call.swiglu_limit, call.swiglu_alpha, call.swiglu_beta, call.routed_scaling_factor),
+        empty(pairs, dtype=torch.int32),
+        *(empty(eights, 8, hidden, dtype=FP8), empty(eights, 8)),
+        empty(pairs, inner),
+        *(empty(eights, 8, inner, dtype=FP8), empty(eights, 8)),
+        empty(pairs, hidden, dtype=x.dtype),
+        out,
+        row.kernel,
+    )
+    return out
+
+
+def _several_launches(call: MoECall, layer: layers.Layer, out: Tensor) -> Tensor:
+    """Route and quantize (with many tokens two launches), gate_up, activate and quantize, down, sum."""
+    kernels, x = torch.ops.w4afp8_sm90, call.x
+    pairs, hidden, inner = layer.pairs, layer.hidden, layer.inner
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=x.device)
 
     def gemm(q: Tensor, scale: Tensor, w: Tensor, w_scale: Tensor) -> Tensor:
-        return grouped_gemm(GemmCall(q, scale, w, w_scale, offsets, x.dtype, "sm90"), expected_rows=likely)
+        return grouped_gemm(GemmCall(q, scale, w, w_scale, offsets, x.dtype, "sm90"), expected_rows=layer.likely)
 
     q, scale = empty(pairs, hidden, dtype=FP8), empty(pairs if call.w13_input_scale is None else 1)
-    rows, offsets = empty(pairs, dtype=torch.int32), empty(experts + 1, dtype=torch.int32)
+    rows, offsets = empty(pairs, dtype=torch.int32), empty(layer.experts + 1, dtype=torch.int32)
     ids = call.topk_ids.contiguous()
     kernels.route_quantize(x, call.w13_input_scale, ids, call.expert_begin, q, scale, rows, offsets)
     gate_up = gemm(q, scale, call.w13, call.w13_scale)

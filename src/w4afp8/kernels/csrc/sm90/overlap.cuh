@@ -12,8 +12,10 @@ __device__ __forceinline__ void wait_for_previous() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
+enum class Residence { kAny, kTogether };  // whether blocks may wait for each other, so that all must run at once
+
 // Host: launch a kernel that calls wait_for_previous.
-template <class... Parameters, class... Arguments>
+template <Residence kResidence = Residence::kAny, class... Parameters, class... Arguments>
 cudaError_t launch_overlapped(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared, cudaStream_t stream,
                               Arguments&&... arguments) {
   cudaLaunchConfig_t config{};
@@ -21,11 +23,13 @@ cudaError_t launch_overlapped(void (*kernel)(Parameters...), dim3 grid, int thre
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared;
   config.stream = stream;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeCooperative;
+  attributes[1].val.cooperative = 1;
+  config.attrs = attributes;
+  config.numAttrs = kResidence == Residence::kTogether ? 2 : 1;
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 

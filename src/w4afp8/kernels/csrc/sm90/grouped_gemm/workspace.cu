@@ -28,9 +28,10 @@ const char* allocate(Piece& piece) {
 
 }  // namespace
 
-const char* workspace(cudaStream_t stream, size_t flag_bytes, size_t data_bytes, uint32_t** flags, float** data) {
+const char* workspace(cudaStream_t stream, size_t flag_bytes, size_t data_bytes, uint32_t** flags, float** data,
+                      WorkspaceUser user) {
   static std::mutex mutex;
-  static std::map<std::tuple<int, cudaStream_t, unsigned long long>, Piece> pieces;
+  static std::map<std::tuple<int, cudaStream_t, unsigned long long, WorkspaceUser>, Piece> pieces;
   const std::lock_guard<std::mutex> lock(mutex);
   int device = 0;
   cudaGetDevice(&device);
@@ -38,7 +39,7 @@ const char* workspace(cudaStream_t stream, size_t flag_bytes, size_t data_bytes,
   unsigned long long capture = 0;
   cudaStreamGetCaptureInfo(stream, &status, &capture);
   if (status != cudaStreamCaptureStatusActive) capture = 0;
-  Piece& piece = pieces[{device, stream, capture}];
+  Piece& piece = pieces[{device, stream, capture, user}];
   if (piece.flag_bytes < flag_bytes || piece.data_bytes < data_bytes) {
     piece.flag_bytes = flag_bytes > piece.flag_bytes ? flag_bytes : piece.flag_bytes;
     piece.data_bytes = data_bytes > piece.data_bytes ? data_bytes : piece.data_bytes;

@@ -28,12 +28,17 @@ struct Quantize {
   float* scale;               // [rows] (token), [1] (tensor), [rows, cols/128]
 };
 
+// gate * sigmoid(alpha * gate) * (up + beta), both limited first; limit: infinity for none.
+struct Swiglu {
+  float limit, alpha, beta;
+};
+
 struct Activation {
   const void* gate_up;  // [rows, 2 * cols], gate first
   InType type;          // 16 bit
   const int* rows;      // how many of them are there, on the device
   int max_rows, cols;
-  float limit, alpha, beta;  // limit: infinity for none
+  Swiglu swiglu;
   const float* static_scale;
   uint8_t* q;
   float* scale;

@@ -1,5 +1,6 @@
 #include "../overlap.cuh"
 #include "route.cuh"
+#include "swiglu.cuh"
 #include "vector.cuh"
 
 namespace w4afp8::moe {
@@ -44,8 +45,9 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(Quantize p, Routing 
   } else {
     scale = __fdiv_rn(fmaxf(block_max(amax), kSmallestAmax), kLargest);
   }
+  const Divisor divide(scale);
   const auto write = [&](int at, const Eight& x) {
-    const uint2 bytes = to_e4m3(x, scale);
+    const uint2 bytes = to_e4m3(x, divide);
     if constexpr (kScatter) {
       for (int i = 0; i < r.top_k; ++i) {
         const int row = rows_here[i];
@@ -86,14 +88,8 @@ __global__ void __launch_bounds__(kThreads) quantize_groups_kernel(Quantize p) {
 #pragma unroll
   for (int step = 8; step > 0; step /= 2) amax = fmaxf(amax, __shfl_xor_sync(lanes, amax, step));
   const float scale = __fdiv_rn(fmaxf(amax, kSmallestAmax), kLargest);
-  *reinterpret_cast<uint2*>(p.q + at) = to_e4m3(x, scale);
+  *reinterpret_cast<uint2*>(p.q + at) = to_e4m3(x, Divisor(scale));
   if (threadIdx.x % 16 == 0) p.scale[group] = scale;
-}
-
-__device__ __forceinline__ float swiglu(float gate, float up, const Activation& p) {
-  gate = fminf(gate, p.limit);
-  up = fminf(fmaxf(up, -p.limit), p.limit);
-  return gate / (1.0f + expf(-p.alpha * gate)) * (up + p.beta);
 }
 
 // One block a row; a row of up to 8 * blockDim * 2 values stays in registers.
@@ -116,7 +112,7 @@ __global__ void __launch_bounds__(kThreads) activate_kernel(Activation p) {
     const Eight g = widen<false>(raw_g, p.type), u = widen<false>(raw_u, p.type);
     Eight h;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) h.v[i] = swiglu(g.v[i], u.v[i], p);
+    for (int i = 0; i < 8; ++i) h.v[i] = swiglu(g.v[i], u.v[i], p.swiglu);
     return h;
   };
   const auto value = [&](int at) {
@@ -135,14 +131,15 @@ __global__ void __launch_bounds__(kThreads) activate_kernel(Activation p) {
   }
   const float scale = p.static_scale != nullptr ? *p.static_scale
                                                 : __fdiv_rn(fmaxf(block_max(amax), kSmallestAmax), kLargest);
+  const Divisor divide(scale);
   uint8_t* q = p.q + static_cast<size_t>(row) * p.cols;
 #pragma unroll
   for (int i = 0; i < kPieces; ++i) {
     const int at = (i * blockDim.x + threadIdx.x) * 8;
-    if (at < p.cols) *reinterpret_cast<uint2*>(q + at) = to_e4m3(kept[i], scale);
+    if (at < p.cols) *reinterpret_cast<uint2*>(q + at) = to_e4m3(kept[i], divide);
   }
   for (int at = (kPieces * blockDim.x + threadIdx.x) * 8; at < p.cols; at += blockDim.x * 8) {
-    *reinterpret_cast<uint2*>(q + at) = to_e4m3(value(at), scale);
+    *reinterpret_cast<uint2*>(q + at) = to_e4m3(value(at), divide);
   }
   if (threadIdx.x == 0) {
     if (p.static_scale == nullptr) p.scale[row] = scale;

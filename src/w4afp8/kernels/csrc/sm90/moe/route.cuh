@@ -2,16 +2,9 @@
 // of an expert in order of pair.  Counting alone decides it, so the result is the same on every run.
 #pragma once
 #include "../overlap.cuh"
-#include "launch.h"
+#include "pairs.cuh"
 
 namespace w4afp8::moe {
-
-// The local expert of a pair; `experts` when it is another rank's or none.
-__device__ __forceinline__ int expert_of(const Routing& r, int pair) {
-  const long long id = r.ids_64 ? static_cast<const long long*>(r.ids)[pair] : static_cast<const int*>(r.ids)[pair];
-  const long long local = id - r.expert_begin;
-  return local >= 0 && local < r.experts ? static_cast<int>(local) : r.experts;
-}
 
 // One block an expert: count the pairs before its rows, then hand out its rows in order.
 __global__ void __launch_bounds__(256) route_kernel(Routing r) {

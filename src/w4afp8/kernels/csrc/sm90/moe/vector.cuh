@@ -61,15 +61,27 @@ __device__ __forceinline__ float largest(const Eight& x) {
   return m;
 }
 
-// Division, not multiplication by the inverse: the bytes must equal the reference's.
-__device__ __forceinline__ uint2 to_e4m3(const Eight& x, float scale) {
+// x / scale rounded as division rounds it, not x * (1 / scale): the bytes must equal the reference's.  Two corrections
+// of the quotient by its exact remainder give that wherever nothing overflows, as here: |x / scale| is at most some
+// hundreds, or clamped.  The general division is ten times the code, and a branch.
+struct Divisor {
+  float scale, inverse;
+  __device__ __forceinline__ explicit Divisor(float s) : scale(s), inverse(1.0f / s) {}
+  __device__ __forceinline__ float operator()(float x) const {
+    float quotient = x * inverse;
+    quotient = fmaf(fmaf(-quotient, scale, x), inverse, quotient);
+    return fmaf(fmaf(-quotient, scale, x), inverse, quotient);
+  }
+};
+
+__device__ __forceinline__ uint2 to_e4m3(const Eight& x, const Divisor& divide) {
   uint32_t words[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     uint32_t word = 0;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float2 pair = {__fdiv_rn(x.v[4 * half + 2 * i], scale), __fdiv_rn(x.v[4 * half + 2 * i + 1], scale)};
+      const float2 pair = {divide(x.v[4 * half + 2 * i]), divide(x.v[4 * half + 2 * i + 1])};
       word |= uint32_t{__nv_cvt_float2_to_fp8x2(pair, __NV_SATFINITE, __NV_E4M3)} << (16 * i);
     }
     words[half] = word;

@@ -1,0 +1,5 @@
+#include "../launch.cuh"
+
+namespace w4afp8::moe::layer {
+const char* launch_n16(const Layer& p, cudaStream_t stream) { return launch<Config<16, 5>>(p, stream); }
+}  // namespace w4afp8::moe::layer

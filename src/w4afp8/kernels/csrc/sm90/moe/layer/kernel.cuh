@@ -1,0 +1,105 @@
+// A whole layer of routed experts for few rows an expert, in one launch.  Blocks stay for the whole layer, one a
+// multiprocessor, and tell each other by signals in memory what is ready, where five launches would drain and fill the
+// machine five times.  Order of a block: plan, quantize its tokens, gate_up tiles (the last block at a run activates and
+// requantizes it), down tiles, and when every block has done so its part of the weighted sums.
+#pragma once
+#include "../../overlap.cuh"
+#include "combine.cuh"
+#include "epilogue.cuh"
+
+namespace w4afp8::moe::layer {
+
+struct Arguments {
+  Layer layer;
+  State* state;
+  float* partial;  // [2 phases][blocks][consumers][tokens / 2][128]
+};
+
+template <class C>
+__device__ void consume(const Arguments& args, typename C::Smem& smem, Signals& signals) {
+  const Layer& p = args.layer;
+  Place at;
+  at.consumer = __shfl_sync(~0u, threadIdx.x / 128, 0);
+  at.thread = threadIdx.x % 128;
+  at.codes = ptx::shared_address(smem.stage[0].codes[at.consumer]) + at.thread * 16;
+  at.scale = ptx::shared_address(smem.stage[0].scale[at.consumer]);
+  Ring<kSegments> segments;
+  Ring<C::kStages> ring;
+  Segment s;
+  bool gate_used = false;
+  while (next_segment<true>(smem, segments, s)) {
+    float acc[C::kTokens / 2];
+    float2 x_scale[C::kTokens / 8];
+    multiply<C>(p, smem, ring, s, at, acc, x_scale);
+    if (!s.owner) {
+      leave_partial<C>(args.partial, signals, s, at, acc);
+      continue;
+    }
+    add_partials<C>(p, smem.plan, args.partial, signals, s, at, acc);
+    uint32_t words[C::kTokens / 4];
+    round_all<C>(p, acc, x_scale, words);
+    if (s.phase == kGateUp) {
+      activate<C>(p, smem, signals, s, at, words, gate_used);
+    } else {
+      store_down<C>(p, smem, s, at, words);
+    }
+  }
+  if (gate_used) ptx::named_barrier(gate_empty(at.consumer), 256);  // no arrival is left behind
+  ptx::named_barrier(15, kConsumerThreads);
+  if (threadIdx.x == 0) {
+    release_add(&signals.blocks_done);
+    await(&signals.blocks_done, gridDim.x);
+    if (blockIdx.x == 0) ++args.state->launches;  // every block has read it
+  }
+  ptx::named_barrier(15, kConsumerThreads);
+  combine(p);
+}
+
+template <class C>
+__global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Arguments args) {
+  extern __shared__ __align__(1024) uint8_t shared[];
+  auto& smem = *reinterpret_cast<typename C::Smem*>(shared);
+  const Layer& p = args.layer;
+  const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < C::kStages; ++i) {
+      ptx::barrier_init(&smem.weights_full[i], 1);
+      ptx::barrier_init(&smem.x_full[i], 1);
+      ptx::barrier_init(&smem.empty[i], 4 * kConsumers);
+    }
+    for (int i = 0; i < kSegments; ++i) {
+      ptx::barrier_init(&smem.segment_full[i], 1);
+      ptx::barrier_init(&smem.segment_empty[i], kSegmentReaders);
+    }
+    ptx::barrier_init_fence();
+  }
+  wait_for_previous();
+  const int parts = token_parts(p), token_units = p.routing.tokens * parts;
+  Token held;
+  if (threadIdx.x < kConsumerThreads && blockIdx.x < token_units) read_token(p, blockIdx.x / parts, held);
+  if (threadIdx.x == kThreads - 1) smem.set = args.state->launches % 2;
+  make_plan<C::kTokens>(p, smem.plan);
+
+  Signals& signals = args.state->signals[smem.set];
+  if (warp >= 4 * kConsumers) {
+    if constexpr (C::kMovesRegisters) ptx::registers_give<C::kLoaderRegisters>();
+    if (warp == 4 * kConsumers && ptx::elect_one()) load_weights<C>(p, smem);
+    if (warp == 4 * kConsumers + 1 && ptx::elect_one()) load_activations<C>(p, smem, signals);
+    if (warp == 4 * kConsumers + 2 && ptx::elect_one()) plan_segments<C>(p, smem);
+    if (warp == 4 * kConsumers + 3) {
+      constexpr int kWords = sizeof(Signals) / sizeof(uint32_t);
+      uint32_t* other = reinterpret_cast<uint32_t*>(&args.state->signals[smem.set ^ 1]);
+      for (int i = blockIdx.x * 32 + threadIdx.x % 32; i < kWords; i += gridDim.x * 32) other[i] = 0;
+    }
+  } else {
+    if constexpr (C::kMovesRegisters) ptx::registers_take<C::kConsumerRegisters>();
+    for (int unit = blockIdx.x; unit < token_units; unit += gridDim.x) {
+      if (unit != static_cast<int>(blockIdx.x)) read_token(p, unit / parts, held);
+      quantize_token<C>(p, smem, unit / parts, unit % parts, held);
+      if (threadIdx.x == 0) release_add(&signals.tokens_ready);
+    }
+    consume<C>(args, smem, signals);
+  }
+}
+
+}  // namespace w4afp8::moe::layer

@@ -1,0 +1,93 @@
+// What a consumer warpgroup does with a segment: unpack, multiply, promote, stage by stage.  Decode waits for memory,
+// so the order inside a stage is plain; the four warpgroups fill each other's pauses.
+#pragma once
+#include "../../../ptx/mbarrier.cuh"
+#include "../../../ptx/wgmma.cuh"
+#include "../../grouped_gemm/dequantize.cuh"
+#include "load.cuh"
+
+namespace w4afp8::moe::layer {
+
+struct Place {
+  int consumer, thread;
+  uint32_t codes, scale;  // this thread's pieces in stage 0, shared addresses
+};
+
+// One group of 128 inputs: A fragments of four multiplies.
+__device__ __forceinline__ void unpack_group(uint32_t (&a)[16], uint32_t codes) {
+  const int4 first = ptx::load_shared_16(codes), second = ptx::load_shared_16(codes + kTileBytes / 2);
+  const uint32_t words[8] = {uint32_t(first.x),  uint32_t(first.y),  uint32_t(first.z),  uint32_t(first.w),
+                             uint32_t(second.x), uint32_t(second.y), uint32_t(second.z), uint32_t(second.w)};
+#pragma unroll
+  for (int i = 0; i < 8; ++i) grouped_gemm::unpack(words[i], a[2 * i], a[2 * i + 1]);
+}
+
+// Scales of the thread's rows r and r + 8.
+__device__ __forceinline__ float2 load_scale(uint32_t scale, int group, bool is_float) {
+  uint32_t upper, lower;
+  if (is_float) {
+    ptx::load_shared_8(scale + group * (kTileRows * 4), upper, lower);
+  } else {
+    const uint32_t both = ptx::load_shared_4(scale + group * (kTileRows * 2));
+    upper = both << 16, lower = both & 0xffff0000u;
+  }
+  return {__uint_as_float(upper), __uint_as_float(lower)};
+}
+
+template <int kTokens>
+__device__ __forceinline__ void multiply_group(float (&product)[kTokens / 2], const uint32_t (&a)[16], const uint8_t* x) {
+  const uint32_t rows = ptx::swizzled_rows(ptx::shared_address(x));
+  ptx::wgmma_fence();
+  ptx::Wgmma<kTokens>::template multiply<false>(product, a, rows);
+#pragma unroll
+  for (int k = 1; k < 4; ++k) ptx::Wgmma<kTokens>::template multiply<true>(product, a + 4 * k, rows + 2 * k);
+  ptx::wgmma_commit();
+}
+
+template <int kTokens>
+__device__ __forceinline__ void promote(float (&acc)[kTokens / 2], float (&product)[kTokens / 2], float2 scale) {
+#pragma unroll
+  for (int i = 0; i < kTokens / 2; ++i) {
+    ptx::pin(product[i]);
+    acc[i] += (i % 4 < 2 ? scale.x : scale.y) * product[i];
+  }
+}
+
+// acc: the segment's sum over K; x_scale: of the thread's tokens 8j + 2 * (lane % 4) and the next.
+template <class C>
+__device__ __forceinline__ void multiply(const Layer& p, typename C::Smem& smem, Ring<C::kStages>& ring,
+                                         const Segment& s, const Place& at, float (&acc)[C::kTokens / 2],
+                                         float2 (&x_scale)[C::kTokens / 8]) {
+  constexpr int kTokens = C::kTokens;
+  const bool scale_float = p.weight[s.phase].scale_float;
+#pragma unroll
+  for (int i = 0; i < kTokens / 2; ++i) acc[i] = 0.0f;
+  const uint32_t thread_scale = at.scale + at.thread / 4 * (scale_float ? 8 : 4);
+#pragma unroll 1
+  for (int i = 0; i < s.stages; ++i, ring.advance()) {
+    auto& stage = smem.stage[ring.stage];
+    const uint32_t offset = ring.stage * static_cast<uint32_t>(sizeof(typename C::Stage));
+    ptx::barrier_wait(&smem.weights_full[ring.stage], ring.phase);
+    uint32_t first[16], second[16];
+    float even[kTokens / 2], odd[kTokens / 2];
+    unpack_group(first, at.codes + offset);
+    ptx::barrier_wait(&smem.x_full[ring.stage], ring.phase);
+    multiply_group<kTokens>(even, first, stage.x[0]);
+    unpack_group(second, at.codes + offset + kTileBytes);  // beside the multiply
+    const float2 scale_even = load_scale(thread_scale + offset, 0, scale_float);
+    const float2 scale_odd = load_scale(thread_scale + offset, 1, scale_float);
+    multiply_group<kTokens>(odd, second, stage.x[1]);
+    if (i + 1 == s.stages) {
+#pragma unroll
+      for (int j = 0; j < kTokens / 8; ++j) {
+        x_scale[j] = *reinterpret_cast<const float2*>(stage.x_scale + 8 * j + 2 * (at.thread % 4));
+      }
+    }
+    ptx::wgmma_wait<0>();
+    if (at.thread % 32 == 0) ptx::barrier_arrive(&smem.empty[ring.stage]);
+    promote<kTokens>(acc, even, scale_even);
+    promote<kTokens>(acc, odd, scale_odd);
+  }
+}
+
+}  // namespace w4afp8::moe::layer

@@ -1,0 +1,63 @@
+"""How a fused layer is run: in one launch while experts have few rows, in several beyond.
+
+A row here is one compiled kernel of csrc/sm90/moe/layer/instances/; no row that runs the layer means several launches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+
+MAX_PAIRS = 4096
+MAX_EXPERTS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What the host knows about a layer; which experts the pairs hit it does not know."""
+
+    pairs: int  # tokens times choices
+    likely: int  # pairs that probably fall on local experts
+    experts: int
+    hidden: int
+    inner: int
+
+    def most_rows(self) -> float:
+        """Rows that few experts exceed: mean of those hit and a standard deviation, when pairs fall evenly."""
+        hit = self.experts * (1 - (1 - 1 / self.experts) ** self.likely) if self.experts > 1 else 1.0
+        mean = self.likely / hit
+        return mean + (sqrt(mean) if self.experts > 1 and mean > 1 else 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class OneLaunch:
+    """A compiled kernel and the rows of an expert it multiplies at once."""
+
+    kernel: str
+    tokens: int
+    # Where it is the fastest, measured by benchmarks/bench_kernel_layer.py: up to so many of `most_rows`, and of inner.
+    up_to: float
+    up_to_inner: int
+
+    def refusals(self, layer: Layer) -> list[str]:
+        """Why this kernel does not run `layer`; empty when it does."""
+        why = []
+        if layer.pairs > MAX_PAIRS:
+            why.append(f"{layer.pairs} pairs, the plan in shared memory holds {MAX_PAIRS}")
+        if layer.experts > MAX_EXPERTS:
+            why.append(f"{layer.experts} experts, the plan in shared memory holds {MAX_EXPERTS}")
+        if layer.hidden % 256 or layer.inner % 256:
+            why.append(f"hidden {layer.hidden} or inner {layer.inner} is no multiple of 256")
+        if layer.most_rows() > self.up_to:
+            why.append(f"experts with some {layer.most_rows():.0f} rows, fast up to {self.up_to}")
+        if layer.inner > self.up_to_inner:
+            why.append(f"inner {layer.inner}, fast up to {self.up_to_inner}")
+        return why
+
+
+ROWS = (OneLaunch("n8", 8, 6.5, 1 << 20), OneLaunch("n16", 16, 12.0, 512))
+
+
+def choose(layer: Layer) -> OneLaunch | None:
+    """The first row that runs the layer."""
+    return next((row for row in ROWS if not row.refusals(layer)), None)

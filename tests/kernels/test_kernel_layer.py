@@ -1,0 +1,160 @@
+"""The one-launch layer: its choice on any machine, its numbers on a Hopper GPU."""
+
+import pytest
+import torch
+from kernel_problems import make, relative_error
+
+from w4afp8.kernels import build, layers, ops, sm90
+from w4afp8.kernels.calls import MoECall
+
+OPS = ops.torch.ops.w4afp8
+CASES = {  # tokens, experts, top_k, first local expert, experts routed to, hidden, inner
+    "one token": (1, 8, 2, 0, 8, 256, 256),
+    "one token, many experts": (1, 256, 8, 0, 256, 1024, 256),
+    "another rank has some": (9, 16, 4, 4, 32, 512, 256),
+    "no pair is local": (3, 4, 2, 100, 100, 256, 256),
+    "more rows than a run": (70, 2, 2, 0, 2, 256, 512),
+    "down rows off the tile": (33, 8, 3, 0, 8, 768, 256),
+    "more tokens than blocks": (300, 300, 8, 0, 300, 256, 256),
+    "long rows": (8, 4, 2, 0, 4, 2048, 1024),
+}
+
+
+def problem(
+    tokens, experts, top_k, begin, routed, hidden, inner, seed=0, dtype=torch.bfloat16, scale_type=torch.bfloat16
+):
+    """Arguments of fused_moe up to the weights, canonical and prepacked."""
+    gate_up = make([0] * experts, 2 * inner, hidden, scale_type=scale_type)
+    down = make([0] * experts, hidden, inner, seed=1, scale_type=scale_type)
+    packed = [t.cuda() for p in (gate_up, down) for t in OPS.prepack(p.weight, p.weight_scale)]
+    plain = [t for p in (gate_up, down) for t in (p.weight, p.weight_scale)]
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(tokens, hidden, generator=g).to(dtype)
+    weights, ids = torch.rand(tokens, routed, generator=g).topk(top_k)
+    return x, ids, weights, packed, plain, begin
+
+
+def run(case, kernel, ids=None, static=False, limit=3.0):
+    """The layer by one kernel; limit, alpha, beta and factor as a model would set them."""
+    x, own_ids, weights, packed, _, begin = case
+    scales = [torch.tensor([s]).cuda() if static else None for s in (0.01, 0.02)]
+    ids = own_ids if ids is None else ids
+    poisoned = torch.full_like(x.cuda(), float("nan"))
+    call = MoECall(
+        x.cuda(), ids.cuda(), weights.cuda(), *packed, *scales, limit, 1.2, 0.5, 2.5, expert_begin=begin, layout="sm90"
+    )
+    found = sm90.fused_moe(call, kernel, out=poisoned)
+    assert bool(found.isfinite().all()), "values left unwritten"
+    return found
+
+
+def truth(case, static=False, limit=3.0):
+    """The reference on the CPU."""
+    x, ids, weights, _, plain, begin = case
+    scales = {"w13_input_scale": torch.tensor([0.01]), "w2_input_scale": torch.tensor([0.02])} if static else {}
+    return OPS.fused_moe(
+        x,
+        ids,
+        weights,
+        *plain,
+        **scales,
+        swiglu_limit=limit,
+        swiglu_alpha=1.2,
+        swiglu_beta=0.5,
+        routed_scaling_factor=2.5,
+        expert_begin=begin,
+    )
+
+
+def close(found, expected):
+    """Equal but for values between two e4m3 steps, which may fall either way; where nothing is local, zeros."""
+    if not expected.any():
+        return not found.any()
+    return relative_error(found.cpu(), expected.double()) < 2e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", layers.ROWS, ids=lambda r: r.kernel)
+@pytest.mark.parametrize("static", [False, True], ids=["per token", "static"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_one_launch_is_the_reference(case, kernel, static):
+    made = problem(*case)
+    found = run(made, kernel, static=static)
+    assert close(found, truth(made, static))
+    for _ in range(3):
+        assert torch.equal(found, run(made, kernel, ids=made[1].int(), static=static))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", layers.ROWS, ids=lambda r: r.kernel)
+def test_types_and_no_limit(kernel):
+    for dtype, scale_type in ((torch.float16, torch.bfloat16), (torch.bfloat16, torch.float32)):
+        made = problem(5, 6, 2, 0, 6, 512, 256, dtype=dtype, scale_type=scale_type)
+        assert close(run(made, kernel, limit=None), truth(made, limit=None))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", layers.ROWS, ids=lambda r: r.kernel)
+def test_one_expert_has_every_token(kernel):
+    x, ids, weights, packed, plain, begin = problem(150, 5, 1, 0, 5, 256, 256)
+    made = (x, torch.full_like(ids, 3), weights, packed, plain, begin)
+    assert close(run(made, kernel), truth(made))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", layers.ROWS, ids=lambda r: r.kernel)
+def test_a_graph_replays_other_routings(kernel):
+    made = problem(6, 32, 4, 0, 32, 512, 256)
+    x, ids, weights = (t.cuda() for t in made[:3])
+    call = MoECall(x, ids, weights, *made[3], None, None, 3.0, 1.2, 0.5, 2.5, layout="sm90")
+    sm90.fused_moe(call, kernel)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = [sm90.fused_moe(call, kernel) for _ in range(3)]
+    for seed in range(4):
+        other = problem(6, 32, 4, 0, 32, 512, 256, seed=seed)
+        x.copy_(other[0])
+        ids.copy_(other[1])
+        weights.copy_(other[2])
+        for out in captured:
+            out.fill_(float("nan"))
+        graph.replay()
+        expected = truth((*other[:3], *made[3:]))
+        assert close(captured[0], expected)
+        assert all(torch.equal(captured[0], out) for out in captured[1:])
+
+
+def layer(tokens, experts=256, top_k=8, hidden=7168, inner=2048, local=1.0):
+    pairs = tokens * top_k
+    return layers.Layer(pairs, max(1, int(pairs * local)), experts, hidden, inner)
+
+
+def test_few_rows_an_expert_take_one_launch_and_many_take_several():
+    assert layers.choose(layer(1)).tokens == 8
+    assert layers.choose(layer(4096)) is None
+    for inner in (256, 2048):
+        rows = [layers.choose(layer(2**i, inner=inner)) for i in range(13)]
+        sizes = [row.tokens if row else 10**6 for row in rows]
+        assert sizes == sorted(sizes)
+
+
+def test_a_rank_expects_its_share_of_the_pairs():
+    assert layers.choose(layer(100, experts=32, local=1 / 8)).tokens == 8
+    assert layers.choose(layer(100, experts=32)) is None
+
+
+def test_a_layer_that_one_launch_cannot_run_says_why():
+    refusals = layers.ROWS[1].refusals(layer(1200, experts=600, hidden=7168 + 128))
+    assert [w.split()[0] for w in refusals] == ["9600", "600", "hidden", "experts", "inner"]
+
+
+def test_the_limits_are_those_of_the_sources():
+    source = (build.CSRC / "sm90" / "moe" / "layer" / "config.h").read_text()
+    assert f"kMaxPairs = {layers.MAX_PAIRS};" in source
+    assert f"kMaxExperts = {layers.MAX_EXPERTS};" in source
+    listed = (build.CSRC / "sm90" / "moe" / "layer" / "launch.cu").read_text()
+    compiled = {p.stem: p.read_text() for p in (build.CSRC / "sm90" / "moe" / "layer" / "instances").glob("*.cu")}
+    assert set(compiled) == {row.kernel for row in layers.ROWS}
+    for row in layers.ROWS:
+        assert f"ROW({row.kernel})" in listed
+        assert f"Config<{row.tokens}," in compiled[row.kernel]
