@@ -74,7 +74,7 @@ def _random(spec: TensorSpec) -> torch.Tensor:
     return torch.randint(0, 100, spec.shape, dtype=torch.uint8).view(DTYPES[spec.dtype])
 
 
-def timed(command: list[str], made: Path) -> tuple[float, int]:
+def timed(command: list[str], made: Path, keep: bool = False) -> tuple[float, int]:
     """Seconds until what the command made is on the disk, and its peak resident bytes; `made` is removed then."""
     os.sync()
     began = time.monotonic()
@@ -83,7 +83,8 @@ def timed(command: list[str], made: Path) -> tuple[float, int]:
     os.sync()
     seconds = time.monotonic() - began
     assert status == 0, command
-    shutil.rmtree(made)
+    if not keep:
+        shutil.rmtree(made)
     return seconds, used.ru_maxrss * 1024
 
 

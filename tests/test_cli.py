@@ -74,12 +74,27 @@ def test_every_option_is_there_on_purpose(golden: Path) -> None:
 
 
 def test_every_command_helps(w4afp8: Callable[..., Outcome]) -> None:
-    commands = ((name,) for name in ("quantize", "convert", "inspect", "validate", "eval", "recipes"))
+    commands = ((name,) for name in cli.commands)
     for words in ((), *commands, ("recipes", "show")):
         code, out, _ = w4afp8(*words, "--help")
         assert code == 0 and "Usage: w4afp8" in out
         assert w4afp8(*words, "-h")[1] == out
     assert w4afp8("--version")[1].strip().endswith(__version__)
+
+
+def leaves(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command that does something."""
+    if not isinstance(command, click.Group):
+        yield path, command
+        return
+    for name, inner in command.commands.items():
+        yield from leaves(inner, (*path, name))
+
+
+def test_every_command_speaks_json() -> None:
+    """That what it prints then is one JSON document is tested where the command is."""
+    for path, command in leaves(cli):
+        assert any("--json" in parameter.opts for parameter in command.params), " ".join(path)
 
 
 def test_the_documented_exit_codes_are_the_real_ones() -> None:
@@ -94,6 +109,10 @@ def test_the_documented_exit_codes_are_the_real_ones() -> None:
     ("words", "code", "says"),
     [
         (["nonsense"], 2, "No such command 'nonsense'"),
+        (["quantise"], 2, "Did you mean 'quantize'?"),
+        (["recipes", "shwo"], 2, "Did you mean 'show'?"),
+        (["quantize", "--modle", "x"], 2, "Did you mean one of: '--model'"),
+        (["convert", "{toy}", "--format", "sglang_w4afp"], 2, "did you mean 'sglang_w4afp8'?"),
         (["quantize"], 2, "Missing option '--model'"),
         (["quantize", "--model", "x", "--nope"], 2, "No such option"),
         (["quantize", "--model", "./nowhere"], 2, "no such directory"),
@@ -272,7 +291,7 @@ def test_ctrl_c_twice_stops_at_once(
     with monkeypatch.context() as patched:
         interrupt(patched, "progress", 2)
         code, _, err = w4afp8("quantize", "--model", source, "-o", out, *FEW)
-    assert code == 130 and "finished layers are kept" in err
+    assert code == 130 and "what was finished is kept" in err
     assert not (out / "w4afp8" / "state" / "layer-001.done.json").exists()
     assert w4afp8("quantize", "--model", source, "-o", out, "-q", *FEW)[0] == 0
     assert w4afp8("quantize", "--model", source, "-o", tmp_path / "whole", "-q", *FEW)[0] == 0

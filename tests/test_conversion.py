@@ -262,3 +262,20 @@ def test_the_command_says_what_was_proven(
     code, _, err = invoke("convert", source, "--format", "nonsense", "-o", tmp_path / "none")
     assert code == 2 and "unknown format 'nonsense'" in err
     assert invoke("inspect", tmp_path / "ct")[0] == 0
+
+
+def test_the_record_describes_the_bytes_that_stand_here_now(quantized: Callable[..., Path], tmp_path: Path) -> None:
+    """Card and report show it; what quantizing began with stays what it was."""
+    source = quantized()
+    convert(source, CT, tmp_path / "ct")
+    before, after = (json.loads((f / "w4afp8/record.json").read_text()) for f in (source, tmp_path / "ct"))
+    assert after["bits_per_weight"] < before["bits_per_weight"] == 4.25, "scales of 16 bits instead of 32"
+    for role, row in after["tensors_by_role"].items():
+        assert (row["count"], row["bytes_in"]) == tuple(
+            before["tensors_by_role"][role][k] for k in ("count", "bytes_in")
+        )
+    assert after["tensors_by_role"]["routed expert"]["format"] == CT
+    assert "deepseek_fp8" not in {row["format"] for row in after["tensors_by_role"].values()}
+    sizes = [p.stat().st_size for p in (tmp_path / "ct").glob("model-*.safetensors")]
+    stored = sum(row["bytes_out"] for row in after["tensors_by_role"].values())
+    assert 0 < sum(sizes) - stored < 0.2 * sum(sizes), "all but the headers"

@@ -19,10 +19,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("_version", "errors", "events", "registry"),
     ("numerics", "checkpoint"),
     ("formats", "families", "recipes"),
-    ("calibration", "kernels", "model"),
+    ("calibration", "kernels", "layouts", "model"),
     ("quantize",),
     ("convert", "validate", "evaluate", "report", "card"),
-    ("hub", "record", "pipeline", "conversion", "probe", "synthetic", "doctor"),
+    ("hub", "record", "relayout", "pipeline", "conversion", "probe", "synthetic", "doctor"),
     ("terminal",),
     ("commands", "cli"),
 )

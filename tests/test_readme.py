@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from w4afp8.checkpoint.reader import CONFIG
+from w4afp8.validate import gate
 
 sys.path.insert(0, str(Path(__file__).parent / "hub"))
 from fake_hub import TOKEN, FakeHub
@@ -42,18 +43,23 @@ def hub() -> Iterator[FakeHub]:
 
 
 def test_the_example_runs_word_for_word(hub: FakeHub, shell: dict[str, str], tmp_path: Path) -> None:
-    example = re.search(r"## From a source to the Hub\n.*?```bash\n(.*?)```", README, re.DOTALL)
-    assert example is not None
+    section = README.split("## From a source to the Hub\n")[1].split("\n## ")[0]
+    examples = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
     done = subprocess.run(
-        ["bash", "-e", "-c", example[1]], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
-        env=shell | {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"},
+        ["bash", "-e", "-c", "".join(examples)], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
+        env=shell | {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "every file compared" in done.stdout and TOKEN not in done.stdout + done.stderr
-    tree = hub.repos["my-org/tiny-dsv3-W4AFP8"].trees["main"]
-    assert hub.content(tree[CONFIG]) == (tmp_path / "tiny-dsv3-W4AFP8" / CONFIG).read_bytes()
-    assert (tmp_path / "tiny-dsv3-vllm" / CONFIG).is_file()
-    assert b"**Proven**" in hub.content(tree["README.md"])
+    commands = [line.split()[1] for line in examples[0].splitlines()]
+    assert commands == ["quantize", "convert", "validate", "push"], "the main path, one story"
+    tree = hub.repos["my-org/tiny-dsv3-vllm"].trees["main"]
+    for name, entry in tree.items():
+        assert hub.content(entry) == (tmp_path / "tiny-dsv3-vllm" / name).read_bytes(), name
+    card = hub.content(tree["README.md"]).decode()
+    assert "**Proven**" in card and "vllm serve my-org/tiny-dsv3-vllm" in card
+    assert CONFIG in tree and hub.seen["xorb"] > 0, "through Xet, as everywhere by default"
+    assert gate.state(tmp_path / "tiny-dsv3-W4AFP8-sm90").state is gate.State.PROVEN
 
 
 def test_completion_is_what_the_readme_says(shell: dict[str, str]) -> None:
@@ -64,6 +70,15 @@ def test_completion_is_what_the_readme_says(shell: dict[str, str]) -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.split() == ["plain,push"]
+    done = subprocess.run(
+        ["w4afp8"], capture_output=True, text=True, check=True,
+        env=shell | {"_W4AFP8_COMPLETE": "bash_complete", "COMP_WORDS": "w4afp8 push --pr", "COMP_CWORD": "2"},
+    )  # fmt: skip
+    assert done.stdout.split() == ["plain,--private"]
+    for name in ("bash", "zsh", "fish"):
+        script = subprocess.run(["w4afp8"], env=shell | {"_W4AFP8_COMPLETE": f"{name}_source"}, capture_output=True,
+                                text=True, check=False)  # fmt: skip
+        assert script.returncode == 0 and "_W4AFP8_COMPLETE" in script.stdout, script.stderr
 
 
 @pytest.mark.parametrize("no_color", ["1", None])

@@ -47,7 +47,7 @@ def code_of(command: Callable[[], Any]) -> int:
         usage.show()
         return usage.exit_code
     except (KeyboardInterrupt, click.Abort):
-        ERR.print("interrupted; finished layers are kept, run the same command to go on")
+        ERR.print("interrupted; what was finished is kept, run the same command to go on")
         return INTERRUPTED
     except OSError as error:
         ERR.print("error:", style="bold red", end=" ")

@@ -7,7 +7,7 @@ back, write -> publish.  Atomic and resumable as `pipeline` is, by the same jour
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from w4afp8.checkpoint.journal import Journal
 from w4afp8.checkpoint.reader import CheckpointReader, read_json
 from w4afp8.convert import jobs as parallel
 from w4afp8.convert import output, resources
+from w4afp8.convert.plan import Plan
 from w4afp8.convert.plan_convert import Translation, plan_translation
 from w4afp8.convert.publish import finish, side_files
 from w4afp8.convert.resources import Needs
@@ -28,7 +29,7 @@ from w4afp8.convert.translate import check_values, write_input_scales, write_uni
 from w4afp8.errors import Stopped
 from w4afp8.events import Listener, ignore
 from w4afp8.recipes._recipe import Resume
-from w4afp8.record import INPUTS, RECORD, RECORD_FOLDER
+from w4afp8.record import INPUTS, RECORD, RECORD_FOLDER, bits_per_weight, tensors_by_role
 
 CONVERSION = "conversion.json"
 STATE = "state"
@@ -141,9 +142,17 @@ def _publish(prepared: Conversion, journal: Journal) -> dict[str, Any]:
     own, theirs = out / RECORD_FOLDER, reader.folder / RECORD_FOLDER
     atomic.write_json(own / CONVERSION, found)
     if (theirs / RECORD).exists():
-        atomic.write_json(own / RECORD, read_json(theirs / RECORD) | {"format": plan.target.name, "digests": digests})
+        atomic.write_json(own / RECORD, _record(read_json(theirs / RECORD), plan) | {"digests": digests})
     for name in CARRIED:
         if (theirs / name).is_file():
             atomic.copy_file(theirs / name, own / name)
     finish(out, plan, reader, [n for n in side_files(reader.folder) if not n.startswith(f"{RECORD_FOLDER}/")])
     return found
+
+
+def _record(theirs: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """The source's record, with the bytes and formats that stand here now beside those that quantizing began with."""
+    before, after = theirs.get("tensors_by_role") or {}, tensors_by_role(plan)
+    for role, row in after.items():
+        row["bytes_in"] = before.get(role, row).get("bytes_in")
+    return {**theirs, "format": plan.target.name, "bits_per_weight": bits_per_weight(plan), "tensors_by_role": after}

@@ -31,7 +31,7 @@ REQUIRED: dict[str, tuple[str, str | None]] = {
     "huggingface_hub": ("1.33", "3"),
 }  # fmt: skip
 OPTIONAL = {
-    "hf-xet": ("uploads are one commit, and a broken one starts its unfinished file again", "pip install hf-xet"),
+    "hf-xet": ("uploads go through git LFS: an unfinished file is sent again from its beginning", "pip install hf-xet"),
     "pyarrow": ("calibration text in parquet cannot be read", 'pip install "w4afp8[parquet]"'),
 }
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
 
-from w4afp8.card import write
+from w4afp8 import formats
+from w4afp8.card import engines, write
 from w4afp8.card.source import OURS
 from w4afp8.cli import cli, code_of
 from w4afp8.errors import CheckpointError, RecipeError
@@ -83,15 +85,43 @@ def test_what_is_recorded_is_said(folder: Path) -> None:
 def test_a_converted_checkpoint_is_served_by_the_engine_that_reads_it(folder: Path) -> None:
     (folder / "w4afp8/record.json").write_text(json.dumps(RECORD | {"format": "compressed_tensors_w4a8"}))
     text = text_of(folder, model="org/name")
-    assert "vllm serve org/name" in text and "sglang" not in text.lower().replace("sglang_w4afp8", "")
+    assert "vllm serve org/name" in text and "sglang.launch_server" not in text
     assert "| **routed expert** | compressed_tensors_w4a8 |" in text
+    assert "scale token by token" in text and "kept in `w4afp8/act_scales.safetensors`, outside the index" in text
     assert "vllm" in ModelCard(text).data.tags
+
+
+def test_a_converted_checkpoint_is_made_again_in_two_steps(folder: Path) -> None:
+    (folder / "w4afp8/conversion.json").write_text(json.dumps({"to": "compressed_tensors_w4a8"}))
+    made = "-o QUANTIZED\nw4afp8 convert QUANTIZED --format compressed_tensors_w4a8 -o tiny-W4AFP8\n```"
+    assert made in text_of(folder)
+
+
+@pytest.mark.parametrize("name", formats.targets())
+def test_every_format_has_an_engine_with_a_command_and_its_element_types(folder: Path, name: str) -> None:
+    (folder / "w4afp8/record.json").write_text(json.dumps(RECORD | {"format": name}))
+    text = text_of(folder)
+    commands = re.findall(r"^[A-Za-z-]+:\n\n```bash\n(.*)\n```", text, re.M)
+    assert commands and all("tiny-W4AFP8" in command for command in commands)
+    tags = set(ModelCard(text).data.tags)
+    assert (
+        len({"int4", "mxfp4"} & tags) == 1 and tags & {"sglang", "vllm"} and not any(set(t) & set(", (") for t in tags)
+    )
+    assert ("FP8 (e4m3)" in text) == ("int4" in tags)
+
+
+def test_an_engine_that_reads_it_under_a_condition_gets_no_command() -> None:
+    readers = ("SGLang, vLLM (of a day)", "TensorRT-LLM >= 1 (odd)", "Other where linears have 16 bits")
+    assert engines.names(readers) == ["SGLang", "vLLM", "TensorRT-LLM"]
+    assert [name for name, _ in engines.commands(readers, "m")] == ["SGLang", "TensorRT-LLM", "vLLM"]
+    assert engines.commands(("SGLang where linears have 16 bits",), "m") == []
 
 
 def test_what_is_not_known_is_said_to_be_so(folder: Path) -> None:
     (folder / "w4afp8/record.json").write_text(json.dumps({"format": "of another day"}))
     text = text_of(folder)
-    for words in ("the model that it was made from is not recorded", "| Base model | unknown |", "| Licence | unknown",
+    for words in ("which model on the Hub it was made from is not recorded", "| Base model | unknown |",
+                  "| Licence | unknown",
                   "| Size | unknown |", "Which engines read this layout is not recorded", "Not evaluated.",
                   "Not proven.", "No checksum", "Not recorded.", "activation scales is not recorded",
                   "| Multi-token prediction | unknown |"):  # fmt: skip

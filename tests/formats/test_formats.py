@@ -15,7 +15,6 @@ from torch import Tensor
 from w4afp8 import formats
 from w4afp8.checkpoint.spec import NAMES, TensorSpec
 from w4afp8.errors import FormatError, QuantizationError, RecipeError
-from w4afp8.formats._layouts import BY_NAME
 from w4afp8.formats._spec import AwareWeight, BlockWeight, FineWeight, GroupWeight, MicroWeight, PlainWeight, Weight
 from w4afp8.numerics import fp8
 
@@ -172,9 +171,3 @@ def test_every_format_is_documented_with_its_tensors() -> None:
     for name, row in rows.items():
         assert f"`{formats.get(name).form.__name__}`" in row
         assert re.findall(r"`([._]\w+)`", row) == [part.suffix for part in formats.get(name).parts]
-
-
-def test_every_layout_is_documented() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text().split("## Runtime layouts")[1]
-    table = "\n".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
-    assert sorted(re.findall(r"`(\w+)`", table)) == sorted(BY_NAME)

@@ -30,15 +30,24 @@ def proven(_proven: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
-    """The real client, logged in, speaks to this one; Xet is switched off as its HF_HUB_DISABLE_XET does."""
+def xet_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
+    """The real client, logged in, speaks to this one as it is installed by default: large files go through Xet."""
     from huggingface_hub import constants
+    from huggingface_hub.utils._xet import abort_xet_session
 
     with FakeHub() as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         address = "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + address)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setenv("HF_XET_CACHE", str(tmp_path / "xet"))
         yield server
+        abort_xet_session()  # the next one reads its cache's place anew
+
+
+@pytest.fixture
+def hub(xet_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    """The same through git LFS, as HF_HUB_DISABLE_XET has it, and a machine for which there is no hf_xet."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    return xet_hub

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 PART_BYTES = 100_000  # larger files are sent in parts
 TOKEN = "hf_" + "a" * 34  # what a login would be
+XET_TOKEN = "xet-" + "b" * 34  # for the storage alone
 POINTER_BYTES = 134
 WHEN = "2026-01-01T00:00:00.000Z"
 
@@ -86,8 +87,9 @@ class Handler(BaseHTTPRequestHandler):
         if isinstance(trouble, int):
             self.refuse(trouble, f"trouble {trouble}")
             return
-        storage = self.kind in ("put", "part", "complete")
-        if not storage and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+        wanted = {"put": None, "part": None, "complete": None, "telemetry": None}.get(self.kind, TOKEN)
+        wanted = XET_TOKEN if self.kind in ("xorb", "shard", "cas") else wanted
+        if wanted and self.headers.get("Authorization") != f"Bearer {wanted}":
             self.refuse(401, "Invalid credentials in Authorization header")
             return
         with self.server.lock:
@@ -103,8 +105,12 @@ class Handler(BaseHTTPRequestHandler):
             if w[1] == "repos":
                 return "create"
             return {"revision": "info", "tree": "tree", "preupload": "preupload", "commit": "commit",
-                    "branch": "branch",
+                    "branch": "branch", "xet-write-token": "token",
                     "discussions": "discussions"}.get(w[4] if len(w) > 4 else "revision", "info")  # fmt: skip
+        if w[0] == "cas":
+            return {"v1/xorbs": "xorb", "v1/shards": "shard"}.get("/".join(w[1:3]), "cas")
+        if w == ["v1", "telemetry"]:
+            return "telemetry"
         if "resolve" in w:
             return "resolve"
         return {"lfs-put": "put", "lfs-part": "part", "lfs-complete": "complete", "lfs-verify": "verify"}.get(
@@ -221,6 +227,29 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_verify(self) -> None:
         self.answer(200 if self.words[1] in self.server.objects else 404)
+
+    def do_token(self) -> None:
+        """Where the storage is, and a key to it."""
+        expires = int(time.time()) + 3600
+        self.answer(200, {"casUrl": f"{self.server.url}/cas", "accessToken": XET_TOKEN, "exp": expires})
+
+    def do_cas(self) -> None:
+        """Nothing is known of other people's chunks, and no newer way of sending is spoken: the client goes on."""
+        self.answer(404)
+
+    def do_telemetry(self) -> None:
+        self.answer(200)
+
+    def do_xorb(self) -> None:
+        self.answer(200, {"was_inserted": self.server.storage.put_xorb(self.words[-1], self.body)})
+
+    def do_shard(self) -> None:
+        """The files of a shard are complete: from now on a commit may name them."""
+        for content in self.server.storage.files(self.body):
+            oid = hashlib.sha256(content).hexdigest()
+            self.server.objects[oid] = content
+            self.server.finished[oid] += 1
+        self.answer(200, {"result": 1})
 
     def do_commit(self) -> None:
         found = self.repo()

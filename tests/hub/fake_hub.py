@@ -1,7 +1,7 @@
 """A Hub on loopback, as far as publishing and downloading a model need it; huggingface_hub speaks to it unchanged.
 
-Repositories, branches, pull requests, preupload, LFS batch with single and multipart uploads, commits with a parent,
-the file tree, resolve.  `trouble` decides before each request what goes wrong.
+Repositories, branches, pull requests, preupload, LFS batch with single and multipart uploads, Xet uploads, commits with
+a parent, the file tree, resolve.  `trouble` decides before each request what goes wrong.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 from fake_answers import TOKEN, Entry, Handler
+from fake_storage import Storage
 
 __all__ = ["TOKEN", "Entry", "FakeHub", "Repo"]
 
@@ -48,6 +49,7 @@ class FakeHub(ThreadingHTTPServer):
         self.blobs: dict[str, bytes] = {}  # git id -> content of small files
         self.objects: dict[str, bytes] = {}  # sha256 -> content of large files
         self.parts: dict[tuple[str, int], bytes] = {}
+        self.storage = Storage()  # Xet's
         self.finished: Counter[str] = Counter()  # sha256 -> how often it was sent to its end
         self.seen: Counter[str] = Counter()  # kind -> requests
         self.trouble: Trouble = lambda kind, count: None
@@ -71,6 +73,7 @@ class FakeHub(ThreadingHTTPServer):
         with self.lock:
             for kept in (self.repos, self.blobs, self.objects, self.parts, self.finished, self.seen):
                 kept.clear()
+            self.storage = Storage()
 
     def kill_client(self, port: int) -> None:
         """SIGKILL to the process at the other end of a connection: a child of this one."""

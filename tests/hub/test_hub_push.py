@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from w4afp8.checkpoint.reader import CONFIG, INDEX
 from w4afp8.errors import CheckpointError, HubError, RecipeError, ValidationError
 from w4afp8.hub.push import Order, Pushed, push
 from w4afp8.hub.shipment import is_weight
-from w4afp8.validate import gate, validate
+from w4afp8.validate import gate, seal, validate
+from w4afp8.validate.seal import digest
 
 REPO = "org/toy"
 
@@ -51,6 +53,19 @@ def test_a_push_arrives_and_what_is_downloaded_validates(
     requests = dict(hub.seen)
     assert send(proven).sent == []
     assert hub.seen["commit"] == requests["commit"], "a push of what is there commits nothing"
+
+
+def test_a_push_reads_every_file_once_for_its_digest(
+    hub: FakeHub, proven: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where every file is dated anew, as in a copy or a download."""
+    read: list[str] = []
+    for path in proven.rglob("*"):
+        os.utime(path)
+    monkeypatch.setattr(seal, "digest", lambda path: (read.append(path.name), digest(path))[1])
+    send(proven)
+    sealed = [name.rpartition("/")[2] for name in seal.sealed_files(proven)]
+    assert sorted(name for name in read if name in sealed) == sorted(sealed)
 
 
 def test_a_changed_card_is_sent_alone(hub: FakeHub, proven: Path) -> None:
@@ -230,6 +245,18 @@ def test_a_refusal_says_what_to_do(
     assert not {INDEX, CONFIG} & tree.keys()
 
 
+@pytest.mark.parametrize("kind", ["preupload", "batch", "commit"])
+def test_a_login_that_ends_on_the_way_is_said_and_a_new_one_goes_on(hub: FakeHub, proven: Path, kind: str) -> None:
+    hub.trouble = lambda of, count: 401 if of == kind and count >= 2 else None
+    with pytest.raises(HubError, match=r"the Hub answered 401 .*missing or expired: run `hf auth login`"):
+        send(proven)
+    assert not {INDEX, CONFIG} & hub.repos[REPO].trees["main"].keys()
+    hub.trouble = lambda of, count: None
+    send(proven)
+    assert_whole(hub, proven)
+    assert set(hub.finished.values()) == {1}
+
+
 def test_a_repository_of_others_is_refused(hub: FakeHub, proven: Path) -> None:
     with pytest.raises(HubError, match="creating others/toy: the Hub answered 403"):
         send(proven, repo="others/toy")
@@ -270,7 +297,7 @@ def test_a_file_over_the_limit_is_refused_before_the_network(
     monkeypatch.setattr("w4afp8.hub.shipment.LARGEST_FILE_BYTES", 300_000)
     with pytest.raises(HubError, match=r"safetensors has \d+ bytes, one file may have 300000; .*shard_gb"):
         send(proven)
-    assert not hub.seen
+    assert not hub.seen and not (proven / "README.md").exists()
 
 
 @pytest.mark.parametrize("repo", ["toy", "a/b/c", "org/", "org/na me", "-x/y"])
@@ -279,7 +306,7 @@ def test_a_name_that_is_none_is_refused(proven: Path, repo: str) -> None:
         send(proven, repo=repo)
 
 
-def test_what_cannot_be_meant_is_refused(proven: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_meant_is_refused(hub: FakeHub, proven: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="--create-pr opens"):
         send(proven, create_pr=True, revision="v2")
     with pytest.raises(CheckpointError, match="no such directory"):
@@ -287,6 +314,7 @@ def test_what_cannot_be_meant_is_refused(proven: Path, tmp_path: Path) -> None:
     (proven / CONFIG).unlink()
     with pytest.raises(CheckpointError, match="found no config"):
         send(proven, force="trial")
+    assert not (proven / "README.md").exists() and not hub.seen, "refused after it wrote"
 
 
 def test_the_command_speaks_json_and_never_the_token(
@@ -304,5 +332,7 @@ def test_the_command_speaks_json_and_never_the_token(
     assert run(str(proven), "--repo", REPO) == 0
     out_again, _ = capsys.readouterr()
     assert "0 files sent, every file compared" in out_again
+    lines = [line for line in out_again.splitlines() if "there already" in line]
+    assert [line.split(":")[0] for line in lines] == ["card and side files", "weights", "index and config"]
     assert TOKEN not in out + err + out_again
     assert run(str(proven), "--repo", "others/x", "--public") == 8

@@ -27,6 +27,14 @@ def wrapped(inner: BaseException, words: str) -> RuntimeError:
         return error
 
 
+def xet(status: str, address: str) -> ConnectionError:
+    """An answer as hf_xet 1.8 raises it: a plain error, the status in its words."""
+    return ConnectionError(f"Network error: Request error: HTTP status {status}, domain: http://127.0.0.1{address}")
+
+
+KEY, BLOCK = "/api/models/org/toy/xet-write-token/main", "/cas/v1/xorbs/default/" + "0" * 64
+
+
 @pytest.mark.parametrize(
     ("error", "says"),
     [
@@ -39,6 +47,9 @@ def wrapped(inner: BaseException, words: str) -> RuntimeError:
         (ConnectionResetError(104, "Connection reset by peer"), "no connection ([Errno 104] Connection reset by peer)"),
         (ValueError("LFS batch API returned errors:\nno room"), "pushing: LFS batch API returned errors:"),
         (KeyError(), "pushing: KeyError"),
+        (xet("client error (413 Request Entity Too Large)", BLOCK), "the Hub answered 413 (Network error"),
+        (xet("server error (507 Insufficient Storage)", BLOCK), "the account's storage is full"),
+        (ConnectionError("Network error: connection refused"), "no connection (Network error: connection refused)"),
     ],
 )
 def test_an_error_is_one_line_with_the_next_step(error: BaseException, says: str) -> None:
@@ -63,6 +74,10 @@ def test_an_explained_error_stays_as_it_is() -> None:
         (wrapped(Said(403), "Error while uploading 'x' to the Hub."), True),
         (wrapped(Said(413), "Error while uploading 'x' to the Hub."), False),
         (TimeoutError(), True), (BrokenPipeError(), True), (ValueError("no"), False),
+        (xet("client error (401 Unauthorized)", BLOCK), True), (xet("client error (403 Forbidden)", BLOCK), True),
+        (xet("client error (401 Unauthorized)", KEY), False), (xet("client error (403 Forbidden)", KEY), False),
+        (xet("client error (413 Request Entity Too Large)", BLOCK), False),
+        (xet("server error (503 Service Unavailable)", KEY), True),
     ],
 )  # fmt: skip
 def test_only_what_may_pass_is_tried_again(error: BaseException, again: bool) -> None:

@@ -94,6 +94,24 @@ def test_the_summary_says_what_the_facts_say(full: tuple[str, dict[str, Any]]) -
     assert all(value in html for value, _ in tiles.values())
 
 
+def test_the_report_begins_with_sentences_for_who_reads_no_further(
+    full: tuple[str, dict[str, Any]], directory: Path, record: dict[str, Any]
+) -> None:
+    html, content = full
+    assert content["brief"] == [
+        "1.5 MB instead of the source's 2.5 MB (60 %).",
+        "On held-out text its perplexity is 20.91 beside the source's 20.76 (+0.7 %), and its first choice is the "
+        "source's for 93.2 % of the tokens.",
+        "Every expert saw calibration text, 100 tokens at least.",
+    ]
+    assert "20.91 beside" in html.split('<dl class="tiles"')[0]
+    assert "1 min 10 s for 2 layers: 35.2 s each in the median, layer 1 took longest with 1 min 2 s." in html
+    record["layers"][0]["tokens_per_expert"][2] = 0
+    (directory / "w4afp8/record.json").write_text(json.dumps(record))
+    bare = json.loads(report.write(directory).json.read_text())["brief"]
+    assert bare[1:] == ["Its quality beside the source was not measured.", "1 expert of 8 saw no calibration text."]
+
+
 def test_the_machine_report_keeps_the_numbers_not_the_digests(full: tuple[str, dict[str, Any]]) -> None:
     content = full[1]
     assert "digests" not in content["record"] and len(content["record"]["layers"]) == 2

@@ -14,6 +14,7 @@ from w4afp8 import pipeline
 from w4afp8.recipes._recipe import Recipe
 from w4afp8.terminal.plan_view import plan_json, show_plan
 from w4afp8.terminal.progress import RunProgress, clock
+from w4afp8.terminal.steps import Steps
 
 
 def plain_console() -> Console:
@@ -34,7 +35,14 @@ def test_a_layer_is_one_plain_line_with_its_error_ratio_and_eta() -> None:
     with RunProgress(console, units=4) as progress:
         progress(UNIT)
     (line,) = shown(console).splitlines()
-    for words in ("layer   3", "error 0.250 of plain rounding's", "min 12 med 40", "norm folded", "2.0 s", "eta 6.0 s"):
+    for words in (
+        "layer   3",
+        "error 0.0100, 25% of plain rounding's",
+        "min 12 med 40",
+        "norm folded",
+        "2.0 s",
+        "eta 6.0 s",
+    ):
         assert words in line
 
 
@@ -77,9 +85,34 @@ def test_every_event_has_a_line(event: dict[str, Any]) -> None:
 
 def test_a_perfect_layer_divides_by_nothing() -> None:
     console = plain_console()
-    with RunProgress(console, units=1) as progress:
+    with RunProgress(console, units=2) as progress:
         progress(UNIT | {"error": {"rtn": 0.0, "chosen": 0.0}})
-    assert "error 0.000" in shown(console)
+        progress(UNIT | {"error": {"rtn": 0.04, "chosen": 0.04}})
+    assert "error 0.0000  " in shown(console) and "error 0.0400  " in shown(console)
+    assert "plain rounding" not in shown(console), "plain rounding is not compared with itself"
+
+
+def test_a_log_shows_life_once_a_minute_and_a_terminal_a_bar() -> None:
+    now = [0.0]
+    log, screen = plain_console(), Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    for console, quiet in ((log, False), (screen, False)):
+        now[0] = 0.0
+        with Steps(console, quiet, clock=lambda: now[0]) as steps:
+            for done in range(12):
+                now[0] += 11.0
+                steps("digests", done, 12)
+    assert shown(log) == "digests 5 of 12\ndigests 11 of 12\n"
+    assert "digests" in shown(screen) and "digests 5 of 12" not in shown(screen) and "11/12" in shown(screen)
+    screen = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    with Steps(screen) as steps:
+        steps.close()
+        steps("weights", 1, 2)
+    assert "weights" not in shown(screen), "drawn over somebody else's bars"
+    quiet_log = plain_console()
+    with Steps(quiet_log, quiet=True, clock=lambda: now[0]) as steps:
+        now[0] += 100.0
+        steps("digests", 1, 12)
+    assert shown(quiet_log) == ""
 
 
 @pytest.mark.parametrize(

@@ -35,10 +35,12 @@ def out(quantized_toy: tuple[Path, Path], tmp_path: Path) -> Path:
 
 def test_full_proves_and_quick_looks(run: Run, out: Path, quantized_toy: tuple[Path, Path]) -> None:
     source = quantized_toy[0]
-    assert run(out, "--against", source, "--quick")[0] == 0
+    code, text, _ = run(out, "--against", source, "--quick")
+    assert code == 0 and "a look, not a proof; `push` asks for: w4afp8 validate" in text
     assert json.loads((out / "w4afp8/validation.json").read_text())["mode"] == "quick"
     assert gate.state(out).state is State.UNVALIDATED
-    assert run(out, "--against", source)[0] == 0
+    code, text, _ = run(out, "--against", source)
+    assert code == 0 and f"next: w4afp8 push {out} --repo ORG/NAME" in text
     content = json.loads((out / "w4afp8/validation.json").read_text())
     assert content["mode"] == "full" and gate.state(out).state is State.PROVEN
     code, text, _ = run(out, "--against", source, "--quick")

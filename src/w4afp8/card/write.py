@@ -13,10 +13,12 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from w4afp8._version import __version__
+from w4afp8.calibration import BUNDLED
 from w4afp8.card import engines, source
 from w4afp8.checkpoint import atomic
 from w4afp8.checkpoint.reader import read_json
 from w4afp8.errors import CheckpointError, RecipeError
+from w4afp8.layouts import _record as layout_record
 from w4afp8.report.facts import FOLDER, Facts, gather
 from w4afp8.report.scales import number, percent, size
 from w4afp8.report.summary import plural, reproduce
@@ -45,9 +47,17 @@ class Card:
         }  # fmt: skip
 
 
-def write(folder: Path, *, base_model: str | None = None, model: str | None = None, forced: str | None = None) -> Card:
+def write(
+    folder: Path,
+    *,
+    base_model: str | None = None,
+    model: str | None = None,
+    forced: str | None = None,
+    verdict: gate.Gate | None = None,
+) -> Card:
     """Write README.md.  `model` is the name that serve commands use; `forced` why an unproven one is published.
 
+    `verdict` is what the gate says of the directory, for who has asked it already: asking may read every byte.
     `base_model` stays what an earlier card of ours said, or the Hub id that the validation compared with.
     Raises: CheckpointError when there is no record to take facts from.
     """
@@ -55,13 +65,13 @@ def write(folder: Path, *, base_model: str | None = None, model: str | None = No
         raise CheckpointError(f"{folder}: no such directory; give the directory of a quantized checkpoint")
     if base_model is not None and not HUB_ID.fullmatch(base_model):
         raise RecipeError(f"--base-model {base_model}: expected ORG/NAME, as the Hub names it")
-    facts = gather(folder, None, None)
+    verdict = verdict or gate.state(folder)
+    facts = gather(folder, None, None, verdict)
     if not facts.record:
         raise CheckpointError(f"{folder}: found no {FOLDER}/record.json; a card is made of what the run recorded")
     old = folder / CARD
     said_before = source.front_matter(old).get("base_model") if old.is_file() and source.is_ours(old) else None
     kept = source.move_source_card(folder)
-    verdict = gate.state(folder)
     base = base_model or said_before or _compared_with(folder, verdict.state)
     licence = source.licence_of(folder)
     text = _render(
@@ -76,13 +86,12 @@ def metadata(facts: Facts, base: str | None, licence: str | None, carried: Mappi
     """The card's YAML head, in the Hub's own vocabulary."""
     names = facts.config.get("architectures")
     causal = any(str(name).endswith("ForCausalLM") for name in names) if isinstance(names, list) else False
-    words = [engine.split()[0].lower() for engine in engines.read_by(_format(facts))]
+    words = [facts.layout["layout"]] if facts.layout else [name.lower() for name in engines.names(_readers(facts))]
     head: dict[str, Any] = {"license": licence or "unknown"}
     head |= {"pipeline_tag": "text-generation"} if causal else {}
     head |= {key: value for key, value in carried.items() if key != "license"}
     head |= {"base_model": base, "base_model_relation": "quantized"} if base else {}
-    numbers = ["mxfp4"] if (facts.record.get("recipe") or {}).get("scheme") == "MXFP4" else ["int4", "fp8"]
-    return head | {"tags": ["w4afp8", *numbers, "moe", *words]}
+    return head | {"tags": ["w4afp8", *engines.tags(_format(facts)), "moe", *words]}
 
 
 def _render(facts: Facts, *, metadata: Mapping[str, Any], verdict: gate.Gate, model: str, **more: Any) -> str:
@@ -95,7 +104,7 @@ def _render(facts: Facts, *, metadata: Mapping[str, Any], verdict: gate.Gate, mo
         keep_trailing_newline=True,
     )
     recipe = facts.record.get("recipe") or {}
-    readers = engines.read_by(_format(facts))
+    readers = _readers(facts)
     return environment.get_template(TEMPLATE).render(
         head=yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True),
         facts=facts,
@@ -103,9 +112,11 @@ def _render(facts: Facts, *, metadata: Mapping[str, Any], verdict: gate.Gate, mo
         verdict=verdict,
         classes=_classes(facts),
         readers=readers,
-        serve=engines.commands(readers, model),
+        serve=[] if facts.layout else engines.commands(readers, model),
+        layout=facts.layout,
         calibration=_calibration(facts, recipe),
         headroom=(recipe.get("activations") or {}).get("headroom"),
+        scales=engines.activation_scales(_format(facts)),
         mtp=_mtp(facts),
         files=_sums(verdict.files),
         reproduce=reproduce(facts),
@@ -115,6 +126,11 @@ def _render(facts: Facts, *, metadata: Mapping[str, Any], verdict: gate.Gate, mo
         size=size, number=number, percent=percent, plural=plural,
         **more,
     )  # fmt: skip
+
+
+def _readers(facts: Facts) -> tuple[str, ...]:
+    """The engines and releases that read these bytes."""
+    return (str(facts.layout["read_by"]),) if facts.layout else engines.read_by(_format(facts))
 
 
 def _format(facts: Facts) -> str | None:
@@ -139,7 +155,8 @@ def _classes(facts: Facts) -> list[dict[str, Any]]:
 def _calibration(facts: Facts, recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Data by name only: where a file stood on somebody's disk is nobody's business."""
     asked = recipe.get("calibration") or {}
-    local = [Path(name).name if Path(name).is_absolute() or name.startswith((".", "~")) else name
+    words = {BUNDLED: "the text that comes with w4afp8"}
+    local = [Path(name).name if Path(name).is_absolute() or name.startswith((".", "~")) else words.get(name, name)
              for name in map(str, asked.get("data") or [])]  # fmt: skip
     return {**asked, **(facts.record.get("calibration") or {}), "data": local, "coverage": facts.coverage}
 
@@ -165,5 +182,6 @@ def _compared_with(folder: Path, state: gate.State) -> str | None:
     """The Hub id of the source that the validation proved this to be."""
     if state is not gate.State.PROVEN:
         return None
-    found = (read_json(folder / VALIDATION).get("source") or {}).get("hub_id")
+    kept = folder / layout_record.FILES / VALIDATION  # of a layout: the canonical checkpoint's own
+    found = (read_json(kept if kept.is_file() else folder / VALIDATION).get("source") or {}).get("hub_id")
     return found if isinstance(found, str) else None

@@ -22,15 +22,17 @@ MOST_DIMENSIONS = 64  # torch's own limit; the product of a million of them woul
 METADATA = "__metadata__"
 
 
-def read_header(path: Path) -> tuple[list[TensorSpec], dict[str, str]]:
+def read_header(path: Path, size_bytes: int | None = None) -> tuple[list[TensorSpec], dict[str, str]]:
     """Every tensor of one file in the order of its data, and the file's metadata; no data byte is read.
+
+    `size_bytes` is the whole file's where `path` holds nothing but its header.
 
     Raises: CheckpointError for a truncated file, a header that is no JSON object or names a tensor twice, unknown
     dtypes, shapes and offsets that disagree, overlaps, holes, and bytes after the last tensor.
     """
     if not path.is_file():  # a directory, a pipe that would never answer
         raise CheckpointError(f"{path.name}: not a file in {path.parent}; fetch it again")
-    size_bytes = path.stat().st_size
+    size_bytes = path.stat().st_size if size_bytes is None else size_bytes
     with path.open("rb") as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
@@ -40,6 +42,8 @@ def read_header(path: Path) -> tuple[list[TensorSpec], dict[str, str]]:
                 "the file is truncated or is not safetensors, fetch it again"
             )
         raw = file.read(length)
+        if len(raw) < length:
+            raise CheckpointError(f"{path.name}: {len(raw)} bytes of a header of {length}; fetch it again")
     entries = _parse(raw, path.name)
     metadata = entries.pop(METADATA, {})
     problems: list[str] = []

@@ -109,6 +109,17 @@ class CheckpointReader:
         self._fill(spec, raw, 0)
         return raw.view(DTYPES[spec.dtype]).view(spec.shape)
 
+    def read_across(self, name: str, index: int) -> Tensor:
+        """Element `index` of the second axis, [A, B, ...] -> [A, ...], read in A pieces."""
+        spec = self.specs[name]
+        pieces = []
+        for outer in range(spec.shape[0]):
+            run = spec.part(outer).part(index)
+            raw = torch.empty(run.span_bytes, dtype=torch.uint8)
+            self._fill(run, raw, 0)
+            pieces.append(raw)
+        return torch.stack(pieces).view(DTYPES[spec.dtype]).view(spec.shape[0], *spec.shape[2:])
+
     def read_bytes(self, name: str, chunk_bytes: int = 16 << 20) -> Iterator[Tensor]:
         """The tensor's bytes in pieces: uint8 [at most chunk_bytes] each, for copies that must stay small."""
         spec = self.specs[name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -29,18 +29,19 @@ class ShardWriter:
     planned tensor is written.  Several threads may put different tensors.
     """
 
-    def __init__(self, path: Path, specs: Iterable[TensorSpec]) -> None:
+    def __init__(self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str] | None = None) -> None:
         self.path = path
         self._partial = path.with_name(path.name + PARTIAL)
         # Widest elements first keeps every tensor aligned to its own size, as safetensors' own writer does.
         ordered = sorted(specs, key=lambda spec: (-spec.item_bytes, spec.name))
-        header, placed = render_header(ordered, METADATA)
+        header, placed = render_header(ordered, METADATA | dict(metadata or {}))
         self._waiting = {spec.name: spec for spec in placed}
         self._begun: dict[str, tuple[TensorSpec, int, hashlib._Hash]] = {}  # stacks: parts written, their digest
+        self._across: dict[str, tuple[TensorSpec, int]] = {}
         self.digests: dict[str, str] = {}
         self._file = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         self._behind_bytes = 0
-        _write_all(self._file, memoryview(header), 0)
+        write_all(self._file, memoryview(header), 0)
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Write one tensor.  Raises: CheckpointError when its dtype or shape is not the planned one."""
@@ -68,6 +69,21 @@ class ShardWriter:
             del self._begun[name]
             self.digests[name] = digest.hexdigest()
 
+    def put_across(self, name: str, index: int, tensor: Tensor) -> None:
+        """Write element `index` of a tensor's second axis, in as many places as its first axis is long.
+
+        Such a tensor has no digest here: its bytes do not come in order.
+        Raises: CheckpointError when its dtype or shape is not the planned one, or the part before it is not written.
+        """
+        spec, done = self._across.pop(name) if name in self._across else (self._take(name), 0)
+        if index != done:
+            raise CheckpointError(f"{spec}: part {index} came, expected part {done}")
+        for outer in range(spec.shape[0]):
+            run = spec.part(outer).part(index)
+            self._write(_bytes_of(tensor[outer], run), run.begin)
+        if done + 1 < spec.shape[1]:
+            self._across[name] = (spec, done + 1)
+
     def copy(self, name: str, reader: CheckpointReader, source_name: str) -> None:
         """Copy a tensor's bytes unread from another checkpoint."""
         spec = self._take(name)
@@ -83,7 +99,7 @@ class ShardWriter:
         self.digests[name] = digest.hexdigest()
 
     def _write(self, data: memoryview, position: int) -> None:
-        _write_all(self._file, data, position)
+        write_all(self._file, data, position)
         self._behind_bytes += len(data)  # of two threads one may be forgotten: nothing but a little time hangs on it
         if self._behind_bytes >= AHEAD_BYTES:
             self._behind_bytes = 0
@@ -97,7 +113,7 @@ class ShardWriter:
 
     def finish(self) -> None:
         """Make the file durable and give it its name."""
-        missing = sorted([*self._waiting, *self._begun])
+        missing = sorted([*self._waiting, *self._begun, *self._across])
         if missing:
             raise CheckpointError(f"{self.path.name}: never written: {', '.join(missing[:5])}")
         os.fsync(self._file)
@@ -129,7 +145,8 @@ def _bytes_of(tensor: Tensor, spec: TensorSpec) -> memoryview:
     return data
 
 
-def _write_all(descriptor: int, data: memoryview, position: int) -> None:
+def write_all(descriptor: int, data: memoryview, position: int) -> None:
+    """All of `data` at a place of an open file."""
     while data:
         written = os.pwrite(descriptor, data, position)
         data, position = data[written:], position + written

@@ -26,7 +26,7 @@ def card(folder: Path, base_model: str | None, as_json: bool) -> None:
         return
     OUT.print(f"wrote {written.path}", markup=False, soft_wrap=True)
     OUT.print(f"base model {written.base_model or 'unknown: give --base-model ORG/NAME'}", markup=False, soft_wrap=True)
-    OUT.print(f"licence {written.licence or 'unknown'}, {written.state}", markup=False, soft_wrap=True)
+    OUT.print(f"licence {written.licence or 'unknown'}; the directory is {written.state}", markup=False, soft_wrap=True)
     if written.source_card_kept:
         OUT.print("the source's own card is kept as w4afp8/source-card.md")
 

@@ -31,22 +31,37 @@ def push(
     from w4afp8.hub.push import Order
     from w4afp8.hub.push import push as publish
     from w4afp8.hub.remote import quiet
+    from w4afp8.hub.shipment import Phase
     from w4afp8.terminal.steps import Steps
 
     if as_json or not ERR.is_terminal:
         quiet()
     order = Order(repo, private, revision, create_pr, force, base_model)
     with Steps(ERR, quiet=as_json) as steps:
-        done = publish(folder, order, dry_run=dry_run, on_progress=steps)
+
+        def begin(phase: Phase, absent: int) -> None:
+            steps.close()  # the client draws bars of its own
+            if not as_json:
+                count, size = len(phase.files), human(sum(file.bytes for file in phase.files))
+                there = f"; {count - absent} there already" if absent < count else ""
+                OUT.print(f"{phase.title}: {count} files, {size}{there}", markup=False, soft_wrap=True)
+
+        done = publish(folder, order, dry_run=dry_run, on_progress=steps, on_phase=begin)
+        for phase in done.phases if dry_run else ():
+            begin(phase, len(phase.files))
     if as_json:
         print_json(done.to_json())
         return
-    for phase in done.phases:
-        OUT.print(f"{phase.title}: {len(phase.files)} files, {human(sum(f.bytes for f in phase.files))}", markup=False)
     if dry_run:
-        OUT.print(f"{folder} is {done.state}; nothing was sent, the card is written by a real push", markup=False)
+        OUT.print(
+            f"{folder} is {done.state}; nothing was sent, the card is written by a real push",
+            markup=False,
+            soft_wrap=True,
+        )
         return
-    OUT.print(f"{len(done.sent)} files sent, every file compared: {repo} at {done.revision}", markup=False)
+    OUT.print(
+        f"{len(done.sent)} files sent, every file compared: {repo} at {done.revision}", markup=False, soft_wrap=True
+    )
     if done.pull_request:
         OUT.print(f"pull request {done.pull_request}", markup=False, soft_wrap=True)
     if done.others:

@@ -52,6 +52,11 @@ def validate(folder: Path, against: str | None, quick: bool, sample: int | None,
             OUT.print("the proof of these very bytes is kept: a sample does not replace it")
         for path in paths:
             OUT.print(f"wrote {path}", markup=False, soft_wrap=True)
+        if result.proven and kept and report:
+            OUT.print(f"next: w4afp8 push {folder} --repo ORG/NAME", markup=False, soft_wrap=True)
+        elif result.passed and not result.proven:
+            OUT.print(f"a look, not a proof; `push` asks for: w4afp8 validate {folder} --against SOURCE",
+                      markup=False, soft_wrap=True)  # fmt: skip
     if not result.passed:
         raise ValidationError(f"{folder}: {len(result.problems)} problems; the checkpoint is not what it promises")
 

@@ -139,7 +139,8 @@ def _units(
     by_layer: dict[int | None, list[str]] = {layer: [] for layer in (None, *range(d.all_layers))}
     for name, item in items.items():
         by_layer[item.expected.layer].append(name)
-    split = {layer: _shards([s for n in names for s in outputs[n]], shard_bytes) for layer, names in by_layer.items()}
+    listed = {layer: [spec for name in names for spec in outputs[name]] for layer, names in by_layer.items()}
+    split = {layer: fill_shards(specs, shard_bytes) for layer, specs in listed.items()}
     total = sum(len(shards) for shards in split.values())
     units, number = [], 0
     for layer, names in by_layer.items():
@@ -155,7 +156,7 @@ def _units(
     return tuple(units)
 
 
-def _shards(specs: Iterable[TensorSpec], limit_bytes: int) -> list[list[TensorSpec]]:
+def fill_shards(specs: Iterable[TensorSpec], limit_bytes: int) -> list[list[TensorSpec]]:
     """Fill files in order up to the limit; a tensor larger than that has a file of its own."""
     shards: list[list[TensorSpec]] = [[]]
     used = 0

@@ -13,6 +13,9 @@ from w4afp8.errors import CheckpointError
 from w4afp8.families._inventory import refuse_the_absurd
 from w4afp8.families._spec import Dimensions, Family, Role, Sizes
 
+# The quant_method of a directory in a runtime layout: no engine's, so that a loader of checkpoints refuses the bytes.
+LAYOUT_METHOD = "w4afp8-layout"
+
 
 @cache
 def names() -> tuple[str, ...]:
@@ -29,6 +32,12 @@ def get(name: str) -> Family:
 def of(config: Mapping[str, Any]) -> Family:
     """The family of a checkpoint.  Raises: CheckpointError when no file here knows its `model_type`."""
     model_type = config.get("model_type")
+    said = config.get("quantization_config")
+    if isinstance(said, Mapping) and said.get("quant_method") == LAYOUT_METHOD:
+        raise CheckpointError(
+            f"the directory has the runtime layout {said.get('layout')}, whose stacks are no checkpoint's tensors; "
+            "w4afp8 convert --layout canonical restores the checkpoint"
+        )
     for name in names():
         if model_type in get(name).model_types:
             return get(name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from w4afp8._version import __version__
 from w4afp8.errors import CheckpointError, HubError, RecipeError, ValidationError, raise_all
 from w4afp8.hub import secrets, shipment
 from w4afp8.hub.refusals import explain, is_transient, status_of
-from w4afp8.hub.remote import MAIN, PULL_REQUEST, Remote, RemoteFile
+from w4afp8.hub.remote import MAIN, PULL_REQUEST, Remote, RemoteFile, check_login
 from w4afp8.hub.shipment import LAST, File, Phase, is_weight
 from w4afp8.validate import gate
 from w4afp8.validate.findings import Progress, silent
@@ -27,6 +27,20 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 ATTEMPTS = 6  # per phase
 LONGEST_WAIT_S = 30.0
 CONFLICTS = (409, 412)
+OnPhase = Callable[[Phase, int], None]  # a phase that begins, and how many of its files are not there yet
+
+
+def unheard(phase: Phase, absent: int) -> None:
+    """For who does not listen."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """Who hears of what happens, and how to wait."""
+
+    on_progress: Progress
+    on_phase: OnPhase
+    pause: Callable[[float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +95,7 @@ def push(
     *,
     dry_run: bool = False,
     on_progress: Progress = silent,
+    on_phase: OnPhase = unheard,
     pause: Callable[[float], None] = time.sleep,
 ) -> Pushed:
     """Publish `folder`.  With `dry_run` everything is checked that needs no network, and nothing is written or sent.
@@ -90,11 +105,14 @@ def push(
     order.check()
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such directory; give the directory of a quantized checkpoint")
+    shipment.check(folder)
+    if not dry_run:
+        check_login()  # before the digests of hundreds of gigabytes
     verdict = _ask_the_gate(folder, order.force, on_progress)
     found = secrets.scan(shipment.side_files(folder))
     raise_all(found, ValidationError, f"{folder} holds a secret; remove it, and withdraw it where it came from")
     if not dry_run:
-        card.write(folder, base_model=order.base_model, model=order.repo, forced=order.force)
+        card.write(folder, base_model=order.base_model, model=order.repo, forced=order.force, verdict=verdict)
     phases = shipment.pack(folder, verdict.files)
     pushed = Pushed(order.repo, order.revision or MAIN, verdict.state.value, phases, dry_run)
     if dry_run:
@@ -102,7 +120,7 @@ def push(
     remote = Remote(order.repo, pushed.revision)
     pushed.created = remote.open(order.private, order.create_pr)
     try:
-        _deliver(remote, folder, pushed, order, on_progress, pause)
+        _deliver(remote, folder, pushed, order, _Told(on_progress, on_phase, pause))
     except HubError as error:
         if remote.pull_request is None:
             raise
@@ -121,18 +139,15 @@ def _ask_the_gate(folder: Path, force: str | None, on_progress: Progress) -> Gat
     return verdict
 
 
-def _deliver(
-    remote: Remote, folder: Path, pushed: Pushed, order: Order, on_progress: Progress, pause: Callable[[float], None]
-) -> None:
+def _deliver(remote: Remote, folder: Path, pushed: Pushed, order: Order, told: _Told) -> None:
     there = _listing(remote)
     if not order.create_pr:
         _refuse_another_checkpoint(remote, there, pushed.phases)
-    elif any(_missing(phase, there) for phase in pushed.phases):
+    elif any(_missing(phase.files, there) for phase in pushed.phases):
         remote.begin_pull_request(f"Add {folder.resolve().name}", f"Sent by w4afp8 {__version__}; see README.md.")
-    for done, phase in enumerate(pushed.phases):
-        on_progress("phases", done, len(pushed.phases))
-        pushed.sent += _send_phase(remote, folder, phase, pause)
-    on_progress("phases", len(pushed.phases), len(pushed.phases))
+    for phase in pushed.phases:
+        told.on_phase(phase, len(_missing(phase.files, there)))
+        pushed.sent += _send_phase(remote, folder, phase, told)
     _read_back(remote, pushed)
     remote.end_pull_request()
     pushed.revision, pushed.pull_request = remote.revision, remote.pull_request
@@ -145,15 +160,15 @@ def _listing(remote: Remote) -> dict[str, RemoteFile]:
         raise explain(error, f"listing {remote.repo} at {remote.revision}") from error
 
 
-def _missing(phase: Phase, there: Mapping[str, RemoteFile]) -> list[File]:
+def _missing(files: Iterable[File], there: Mapping[str, RemoteFile]) -> list[File]:
     """The files that are not there with the same content."""
-    return [file for file in phase.files if file.name not in there or not there[file.name].is_same(file)]
+    return [file for file in files if file.name not in there or not there[file.name].is_same(file)]
 
 
 def _refuse_another_checkpoint(remote: Remote, there: Mapping[str, RemoteFile], phases: tuple[Phase, ...]) -> None:
     """New weights under an index that is visible already would be a broken download until the push ends."""
     published = [name for name in LAST if name in there]
-    missing = [file.name for phase in phases for file in _missing(phase, there) if is_weight(file.name)]
+    missing = [file.name for phase in phases for file in _missing(phase.files, there) if is_weight(file.name)]
     if published and missing and not remote.revision.startswith(PULL_REQUEST):
         raise HubError(
             f"{remote.repo} at {remote.revision} holds another checkpoint: it has {' and '.join(published)}, and "
@@ -162,26 +177,30 @@ def _refuse_another_checkpoint(remote: Remote, there: Mapping[str, RemoteFile], 
         )
 
 
-def _send_phase(remote: Remote, folder: Path, phase: Phase, pause: Callable[[float], None]) -> list[str]:
+def _send_phase(remote: Remote, folder: Path, phase: Phase, told: _Told) -> list[str]:
     """Send what is not there, by name; after a broken line or a busy server look again and go on."""
-    sent: list[str] = []
-    for attempt in range(1, ATTEMPTS + 1):
+    absent: list[str] | None = None  # when the phase began
+    failures = 0  # since the last commit
+    while True:
+        batch: tuple[File, ...] = ()
         try:
             head = remote.head()  # before the list: a commit by somebody else after it is a conflict
-            waiting = _missing(phase, remote.files())
-            if waiting:
-                sent = [file.name for file in waiting]
-                remote.send(folder, waiting, phase.title, head)
-            return sent
+            waiting = _missing(phase.files, remote.files())
+            absent = [file.name for file in waiting] if absent is None else absent
+            done = len(phase.files) - len(waiting)
+            for batch in shipment.batches(waiting):
+                head, failures = remote.send(folder, batch, phase.title, head), 0
+                done += len(batch)
+                told.on_progress(phase.title, done, len(phase.files))
+            return absent
         except Exception as error:
             # A commit whose answer was lost is repeated by the client, and meets itself as a conflict.
-            ours = bool(sent) and status_of(error) in CONFLICTS and not _missing(phase, _listing(remote))
-            if ours:
-                return sent
-            if attempt == ATTEMPTS or not is_transient(error):
+            if batch and status_of(error) in CONFLICTS and not _missing(batch, _listing(remote)):
+                continue
+            failures += 1
+            if failures == ATTEMPTS or not is_transient(error):
                 raise explain(error, f"sending {phase.title} to {remote.repo}") from error
-            pause(min(LONGEST_WAIT_S, 2.0**attempt))
-    raise AssertionError("the last attempt returns or raises")
+            told.pause(min(LONGEST_WAIT_S, 2.0**failures))
 
 
 def _read_back(remote: Remote, pushed: Pushed) -> None:

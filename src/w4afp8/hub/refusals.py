@@ -11,6 +11,9 @@ TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z]{8,}")
 NETWORK = ("httpx", "httpx2", "httpcore", "hf_xet", "requests", "urllib3")  # packages whose errors mean the line
 STORAGE = "Error while uploading"  # huggingface_hub's words when a storage address, not the Hub, refused
+# hf_xet raises a plain ConnectionError for an answer too: the status stands in its words only (measured with 1.8).
+XET_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})\b")
+XET_KEY = "/xet-write-token/"  # the Hub's address that gives out keys to the storage; what it refuses, the Hub refuses
 NEXT = {
     401: "the login is missing or expired: run `hf auth login`, or set HF_TOKEN",
     402: "the account must be paid for this: look at its billing settings",
@@ -43,8 +46,7 @@ def is_transient(error: BaseException) -> bool:
     status = status_of(error)
     if status is None:
         return is_network(error)
-    expired = status in (400, 401, 403) and any(STORAGE in str(e) for e in _chain(error))
-    return status in TRANSIENT or expired
+    return status in TRANSIENT or (status in (400, 401, 403) and any(map(_is_storage, _chain(error))))
 
 
 def status_of(error: BaseException) -> int | None:
@@ -53,7 +55,13 @@ def status_of(error: BaseException) -> int | None:
         status = getattr(getattr(link, "response", None), "status_code", None)
         if isinstance(status, int):
             return status
-    return None
+    found = next(filter(None, (XET_STATUS.search(str(link)) for link in _chain(error))), None)
+    return int(found[1]) if found else None
+
+
+def _is_storage(error: BaseException) -> bool:
+    """True when a storage address refused, not the Hub: its key ran out, and another try gets a new one."""
+    return STORAGE in str(error) or (XET_STATUS.search(str(error)) is not None and XET_KEY not in str(error))
 
 
 def is_network(error: BaseException) -> bool:

@@ -47,7 +47,6 @@ class Remote:
 
         Raises: RecipeError when it is new and nobody said private or public, or is not what was said.
         """
-        check_login()
         is_private = self._visibility()
         created = is_private is None
         if is_private is None:
@@ -105,9 +104,13 @@ class Remote:
                 found[entry.path] = RemoteFile(entry.lfs.size if entry.lfs else entry.size, digest, entry.blob_id)
         return found
 
-    def send(self, folder: Path, files: Iterable[File], title: str, parent: str) -> None:
-        """Upload and commit `files`, on top of `parent` and nothing else; content that is there is not sent again."""
-        self._api.upload_folder(
+    def send(self, folder: Path, files: Iterable[File], title: str, parent: str) -> str:
+        """Upload and commit `files` on top of `parent` and nothing else; the commit.
+
+        Through Xet where hf_xet is installed, as it is by default, else through git LFS; neither sends content that is
+        there.
+        """
+        done = self._api.upload_folder(
             repo_id=self.repo,
             folder_path=folder,
             allow_patterns=[glob.escape(file.name) for file in files],
@@ -115,6 +118,7 @@ class Remote:
             revision=self.revision,
             parent_commit=parent,
         )
+        return str(done.oid)
 
     def begin_pull_request(self, title: str, description: str) -> None:
         """A draft against main, to which everything that follows is sent."""

@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any, Protocol
 
 from w4afp8.checkpoint.reader import CONFIG, read_json
+from w4afp8.families import LAYOUT_METHOD
 from w4afp8.validate import gate
 
 FOLDER = "w4afp8"
@@ -41,6 +42,7 @@ class Facts:
     evaluations: list[Json]
     events: list[Json] = field(default_factory=list)
     stale: tuple[str, ...] = ()  # what changed after the saved validation
+    conversion: Json | None = None  # what `convert` did, when it made the directory
 
     @property
     def layers(self) -> list[Json]:
@@ -51,6 +53,12 @@ class Facts:
     def model_layers(self) -> int | None:
         value = self.config.get("num_hidden_layers")
         return value if isinstance(value, int) else None
+
+    @property
+    def layout(self) -> Json | None:
+        """What config.json says of the runtime layout that the directory has; None for a checkpoint."""
+        found = self.config.get("quantization_config")
+        return found if isinstance(found, Mapping) and found.get("quant_method") == LAYOUT_METHOD else None
 
     def layer_name(self, layer: int) -> str:
         """Its number; the layers after the model's own are for multi-token prediction."""
@@ -117,15 +125,22 @@ def errors(entry: Json) -> tuple[float, float] | None:
     return None
 
 
-def gather(folder: Path, validation: Said | None, evaluation: Said | Sequence[Said] | None) -> Facts:
+def gather(
+    folder: Path,
+    validation: Said | None,
+    evaluation: Said | Sequence[Said] | None,
+    verdict: gate.Gate | None = None,
+) -> Facts:
     """Read what the directory holds; a validation or evaluation that is not given is the one saved there last.
 
+    `verdict` is what the gate says of that one, for who has asked it already: asking may read every byte.
     Raises: CheckpointError when config.json or record.json is there and no JSON object.
     """
     own = folder / FOLDER
     stale: tuple[str, ...] = ()
     if validation is None:
-        stale = _stale(folder)
+        verdict = verdict or gate.state(folder)
+        stale = verdict.why if verdict.state is gate.State.STALE else ()
         validation = _read(own / "validation.json") or (_read(own / "report.json") or {}).get("validation")
     if evaluation is None:
         evaluation = _read(own / "evaluation.json") or []
@@ -138,6 +153,7 @@ def gather(folder: Path, validation: Said | None, evaluation: Said | Sequence[Sa
         evaluations=[item for item in map(plain, listed) if all(name in item for name in EVALUATION_FIELDS)],
         events=_events(own / "run.jsonl"),
         stale=stale,
+        conversion=_read(own / "conversion.json"),
     )
 
 
@@ -152,12 +168,6 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-
-
-def _stale(folder: Path) -> tuple[str, ...]:
-    """What changed after the saved verdict, when there is one and something did."""
-    found = gate.state(folder)
-    return found.why if found.state is gate.State.STALE else ()
 
 
 def _events(path: Path) -> list[Json]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from w4afp8.report.facts import Facts, Json
@@ -59,6 +60,9 @@ def verdict(facts: Facts) -> Verdict:
         return Verdict("Do not use", "bad", f"{plural(count, 'problem')} in {names}, named below.")
     skipped = [check["name"] for check in report.get("checks", []) if check.get("skipped")]
     tested = sum(check.get("examined", 0) for check in report.get("checks", []))
+    if report.get("proven") and any(check.get("name") == "canonical proof" for check in report["checks"]):
+        sentence = f"{tested:,} checks hold: the canonical checkpoint comes out byte for byte, and that was proven."
+        return Verdict("Proven", "good", sentence)
     if report.get("proven"):
         sentence = (
             f"{tested:,} checks beside {report.get('against')} hold, among them every expert's output and every "
@@ -69,6 +73,32 @@ def verdict(facts: Facts) -> Verdict:
         f"not tested: {', '.join(skipped)}" if skipped else f"{report.get('sample')} experts per layer were sampled"
     )
     return Verdict("Passed", "good", f"{tested:,} checks hold; {missing}.")
+
+
+def brief(facts: Facts) -> list[str]:
+    """The whole report in a few sentences, for who reads no further; what is not known is left out."""
+    said = []
+    if facts.bytes_out and facts.bytes_in:
+        share = percent(facts.bytes_out / facts.bytes_in, 0)
+        said.append(f"{size(facts.bytes_out)} instead of the source's {size(facts.bytes_in)} ({share}).")
+    if facts.evaluations:
+        found = facts.evaluations[0]
+        change = found["perplexity"] / found["source_perplexity"] - 1
+        said.append(
+            f"On held-out text its perplexity is {found['perplexity']:.2f} beside the source's "
+            f"{found['source_perplexity']:.2f} ({100 * change:+.1f} %), and its first choice is the source's for "
+            f"{percent(found['top1_agreement'])} of the tokens."
+        )
+    else:
+        said.append("Its quality beside the source was not measured.")
+    coverage = facts.coverage
+    if coverage:
+        whole = not coverage["none"]
+        said.append(
+            f"Every expert saw calibration text, {coverage['min']:,} tokens at least." if whole
+            else f"{plural(coverage['none'], 'expert')} of {coverage['experts']:,} saw no calibration text."
+        )  # fmt: skip
+    return said
 
 
 def tiles(facts: Facts) -> list[Tile]:
@@ -115,7 +145,8 @@ def _coverage_tiles(facts: Facts) -> list[Tile]:
     if coverage is None:
         return []
     least = f"{coverage['min']:,}"
-    where = f"expert {coverage['min_expert']} of layer {coverage['min_layer']}, median {coverage['median']:,.0f}"
+    layer = facts.layer_name(coverage["min_layer"])
+    where = f"expert {coverage['min_expert']} of layer {layer}, median {coverage['median']:,.0f}"
     if coverage["none"]:
         return [Tile("Experts without tokens", str(coverage["none"]), f"of {coverage['experts']:,}", "bad")]
     return [Tile("Fewest tokens", least, where)]
@@ -129,7 +160,9 @@ def _mtp_tile(facts: Facts) -> Tile:
         return Tile("Multi-token prediction", words[state], "the source's layer is not in this checkpoint")
     if isinstance(state, str) and kept:
         return Tile("Multi-token prediction", words.get(state, state), plural(kept, "layer"))
-    return Tile("Multi-token prediction", "none" if not kept else "kept", plural(kept, "layer"))
+    return Tile(
+        "Multi-token prediction", "kept" if kept else "none", plural(kept, "layer") if kept else "none in the source"
+    )
 
 
 def checks(facts: Facts) -> list[dict[str, Any]]:
@@ -211,9 +244,16 @@ def _shares(counts: Counter[str]) -> list[dict[str, Any]]:
 
 
 def reproduce(facts: Facts) -> str:
-    """The command that makes these bytes again."""
-    source = (facts.validation or {}).get("against") or "SOURCE"
-    return f"w4afp8 quantize --model {shlex.quote(source)} --recipe w4afp8/recipe.yaml -o {shlex.quote(facts.name)}"
+    """The commands that make these bytes again."""
+    name = shlex.quote(facts.name)
+    if facts.layout:
+        split = f"--tp {facts.layout['tensor_parallel']} --ep {facts.layout['expert_parallel']}"
+        return f"w4afp8 convert CANONICAL --layout {facts.layout['layout']} {split} -o {name}"
+    source = shlex.quote((facts.validation or {}).get("against") or "SOURCE")
+    quantize = f"w4afp8 quantize --model {source} --recipe w4afp8/recipe.yaml -o "
+    if not facts.conversion:
+        return quantize + name
+    return f"{quantize}QUANTIZED\nw4afp8 convert QUANTIZED --format {facts.conversion.get('to')} -o {name}"
 
 
 def provenance(facts: Facts) -> list[tuple[str, str]]:
@@ -224,12 +264,26 @@ def provenance(facts: Facts) -> list[tuple[str, str]]:
         ("Tool", " ".join(filter(None, [tool.get("name"), tool.get("version")]))),
         ("torch", tool.get("torch")),
         ("Format", facts.record.get("format") or (facts.validation or {}).get("format")),
+        ("Layout", f"{facts.layout['layout']}, read by {facts.layout['read_by']}" if facts.layout else None),
         ("Method", facts.record.get("method")),
         ("Calibration tokens", f"{calibration['tokens']:,}" if "tokens" in calibration else None),
         ("Calibration SHA-256", calibration.get("sha256")),
         ("Time", _duration(sum(facts.seconds.values())) if facts.seconds else None),
     ]
     return [(name, str(value)) for name, value in rows if value]
+
+
+def timing(facts: Facts) -> str | None:
+    """How long the layers took, all together and each."""
+    seconds = facts.seconds
+    if not seconds:
+        return None
+    slowest = max(seconds, key=lambda layer: seconds[layer])
+    total, middle, longest = map(_duration, (sum(seconds.values()), median(seconds.values()), seconds[slowest]))
+    return (
+        f"{total} for {plural(len(seconds), 'layer')}: {middle} each in the median, "
+        f"layer {facts.layer_name(slowest)} took longest with {longest}."
+    )
 
 
 def _duration(seconds: float) -> str:

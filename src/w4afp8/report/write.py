@@ -46,6 +46,7 @@ def to_json(facts: Facts) -> dict[str, Any]:
     return {
         "name": facts.name,
         "verdict": {"word": said.word, "sentence": said.sentence},
+        "brief": summary.brief(facts),
         "summary": [asdict(tile) for tile in summary.tiles(facts)],
         "bytes_in": facts.bytes_in,
         "bytes_out": facts.bytes_out,
@@ -71,6 +72,8 @@ def page(facts: Facts) -> str:
         facts=facts,
         version=__version__,
         verdict=summary.verdict(facts),
+        brief=summary.brief(facts),
+        timing=summary.timing(facts),
         tiles=summary.tiles(facts),
         checks=summary.checks(facts),
         roles=summary.roles(facts),

@@ -7,9 +7,9 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from w4afp8.convert.resources import human
+from w4afp8.terminal.bar import Bar
 
 
 class RunProgress:
@@ -20,24 +20,16 @@ class RunProgress:
         self._began = time.monotonic()
         self._worked = 0.0
         self._finished = 0
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
-        if console.is_terminal and not quiet:
-            self._bar = Progress(
-                TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"),
-                TimeRemainingColumn(compact=True), console=console, transient=True,
-            )  # fmt: skip
+        self._bar = Bar(console, quiet, one_line=True)
 
     def __enter__(self) -> RunProgress:
-        if self._bar:
-            self._bar.start()
+        self._bar.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar:
-            self._bar.stop()
+        self._bar.__exit__(kind, error, trace)
 
     def __call__(self, event: dict[str, Any]) -> None:
         if event["event"] == "progress":
@@ -48,15 +40,9 @@ class RunProgress:
                 self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _advance(self, event: dict[str, Any]) -> None:
-        if self._bar is None:
-            return
-        size = event["of"] > 10_000  # bytes, not experts
-        count = f"{human(event['done'])} of {human(event['of'])}" if size else f"{event['done']}/{event['of']}"
-        if self._task is None or self._bar.tasks[-1].description != event["unit"]:
-            if self._task is not None:
-                self._bar.remove_task(self._task)
-            self._task = self._bar.add_task(event["unit"], total=event["of"], count=count)
-        self._bar.update(self._task, completed=event["done"], count=count)
+        is_bytes = event["of"] > 10_000  # not experts
+        count = f"{human(event['done'])} of {human(event['of'])}" if is_bytes else None
+        self._bar.show(event["unit"], event["done"], event["of"], count)
 
     def _line(self, event: dict[str, Any]) -> str:
         match event["event"]:
@@ -76,10 +62,9 @@ class RunProgress:
     def _unit_line(self, event: dict[str, Any]) -> str:
         self._finished += 1
         self._worked += event["seconds"]
-        parts = ["outside    " if event["layer"] is None else f"layer {event['layer']:>3}  "]
+        parts = [f"{event.get('unit', 'outside'):<10} " if event["layer"] is None else f"layer {event['layer']:>3}  "]
         if "error" in event:
-            ratio = event["error"]["chosen"] / event["error"]["rtn"] if event["error"]["rtn"] else 0.0
-            parts.append(f"error {ratio:5.3f} of plain rounding's  ")
+            parts.append(f"error {_error(**event['error'])}  ")
             parts.append(f"tokens/expert min {event['tokens_min']} med {event['tokens_median']}  ")
             parts.append("norm folded  " if event["fold"] else "")
         else:
@@ -87,6 +72,12 @@ class RunProgress:
         left = self._units - self._finished
         eta = f"  eta {clock(self._worked / self._finished * left)}" if left and "error" in event else ""
         return "".join(parts) + f"{event['seconds']:.1f} s{eta}"
+
+
+def _error(rtn: float, chosen: float, **_: float) -> str:
+    """The layer's relative output error, and what share of plain rounding's it is; plain rounding is all of it."""
+    share = "" if chosen == rtn else f", {chosen / rtn:.0%} of plain rounding's" if rtn else ""
+    return f"{chosen:.4f}{share}"
 
 
 def clock(seconds: float) -> str:

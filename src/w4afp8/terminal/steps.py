@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from w4afp8.terminal.bar import Bar
+
+SIGN_OF_LIFE_S = 60.0  # where nobody sees a bar
 
 
 class Steps:
-    """A bar per named step on a terminal; silent anywhere else."""
+    """A bar per named step on a terminal; anywhere else one plain line a minute, so that a log shows life."""
 
-    def __init__(self, console: Console, quiet: bool = False) -> None:
-        self._bar: Progress | None = None
-        self._tasks: dict[str, TaskID] = {}
-        if console.is_terminal and not quiet:
-            self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=console, transient=True
-            )
+    def __init__(self, console: Console, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console, self._quiet, self._clock = console, quiet, clock
+        self._bar = Bar(console, quiet)
+        self._said = clock()
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        if self._bar is None:
+        self._bar.show(what, done, total)
+        if self._bar.is_drawn or self._quiet or self._clock() - self._said < SIGN_OF_LIFE_S:
             return
-        if what not in self._tasks:
-            self._tasks[what] = self._bar.add_task(what, total=total)
-        self._bar.update(self._tasks[what], completed=done, total=total)
+        self._said = self._clock()
+        self._console.print(f"{what} {done} of {total}", markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """The screen is somebody else's from here on; a log still shows life."""
+        self._bar.close()
 
     def __enter__(self) -> Steps:
-        if self._bar:
-            self._bar.start()
+        self._bar.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar:
-            self._bar.stop()
+        self._bar.__exit__(kind, error, trace)

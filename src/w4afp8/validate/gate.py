@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,12 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """The state, why it is that one, and the files' digests where they are known to hold."""
+    """The state, why it is that one, the files' digests where they are known to hold, and when it was validated."""
 
     state: State
     why: tuple[str, ...]
     files: Mapping[str, FileSeal]
+    at: str | None = None  # ISO 8601; None where nothing says it
 
     def __str__(self) -> str:
         named = "; ".join(self.why[:MOST_NAMED])
@@ -80,6 +82,7 @@ def write_verdict(folder: Path, report: ValidationReport, seal: Seal, source: Ma
         return False
     content = {
         **report.to_json(),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "mode": "full" if report.sample is None else "quick",
         "source": dict(source) if source else None,
         "thresholds": dict(THRESHOLDS),
@@ -96,6 +99,24 @@ def state(folder: Path, *, deep: bool = False, on_progress: Callable[[str, int, 
 
     A file whose size and time are those of the validation counts as unchanged, any other is read; `deep` reads all.
     """
+    return _judge(folder, lambda seal: _changed(folder, seal, deep, on_progress))
+
+
+def glance(folder: Path) -> tuple[Gate, int]:
+    """`state` by names and sizes alone, and how many files have another time than then: no content is read."""
+    touched: list[str] = []
+
+    def compare(seal: Seal) -> Iterator[str]:
+        here = sealed_files(folder)
+        both = here.keys() & seal.files.keys()
+        touched.extend(name for name in both if _is_touched(here[name], seal.files[name]))
+        yield from _differences(here, seal)
+
+    found = _judge(folder, compare)
+    return found, len(touched)
+
+
+def _judge(folder: Path, compare: Callable[[Seal], Iterator[str]]) -> Gate:
     path = folder / VALIDATION
     if not path.is_file():
         return Gate(State.UNVALIDATED, (f"no {VALIDATION}; run `w4afp8 validate DIR --against SOURCE`",), {})
@@ -106,14 +127,31 @@ def state(folder: Path, *, deep: bool = False, on_progress: Callable[[str, int, 
         seal = read_seal(content.get("seal"))
     except CheckpointError as error:
         return Gate(State.STALE, (f"{error}; {AGAIN}",), {})
-    changed = tuple(_changed(folder, seal, deep, on_progress))
+    changed, at = tuple(compare(seal)), content.get("at")
     if changed:
-        return Gate(State.STALE, changed, {})
+        return Gate(State.STALE, changed, {}, at)
     if not content.get("passed"):
-        return Gate(State.FAILED, tuple(_broken(content)), seal.files)
+        return Gate(State.FAILED, tuple(_broken(content)), seal.files, at)
     if not content.get("proven"):
-        return Gate(State.UNVALIDATED, tuple(_untested(content)), seal.files)
-    return Gate(State.PROVEN, (f"every check holds beside {content.get('against')}",), seal.files)
+        return Gate(State.UNVALIDATED, tuple(_untested(content)), seal.files, at)
+    return Gate(State.PROVEN, (f"every check holds beside {content.get('against')}",), seal.files, at)
+
+
+def proof_of(folder: Path) -> tuple[Mapping[str, str], str | None]:
+    """The digests of the tensors that the verdict kept in `folder` proves, or why it proves none.
+
+    The bytes themselves may stand elsewhere; who asks compares them.
+    """
+    if not (folder / VALIDATION).is_file():
+        return {}, f"no {VALIDATION}"
+    try:
+        content = read_json(folder / VALIDATION)
+        if content.pop(CHECKSUM, None) != _checksum(content):
+            return {}, f"{VALIDATION} was changed"
+        seal = read_seal(content.get("seal"))
+    except CheckpointError as error:
+        return {}, str(error)
+    return seal.tensors, None if content.get("proven") else "its validation proved nothing"
 
 
 def _changed(
@@ -121,20 +159,29 @@ def _changed(
 ) -> Iterator[str]:
     """Each difference between the directory and the seal, in words; sizes before contents."""
     here = sealed_files(folder)
-    for name in seal.files.keys() - here.keys():
-        yield f"{name} is gone"
-    for name in here.keys() - seal.files.keys():
-        yield f"{name} was not there"
-    both = sorted(here.keys() & seal.files.keys())
-    resized = [name for name in both if here[name].stat().st_size != seal.files[name].bytes]
-    for name in resized:
-        yield f"{name} has {here[name].stat().st_size} bytes, had {seal.files[name].bytes}"
-    suspect = [name for name in both if name not in resized and (deep or _is_touched(here[name], seal.files[name]))]
+    yield from _differences(here, seal)
+    same = sorted(name for name in here.keys() & seal.files.keys() if not _is_resized(here[name], seal.files[name]))
+    suspect = [name for name in same if deep or _is_touched(here[name], seal.files[name])]
     for done, (name, found) in enumerate(zip(suspect, digests(here[name] for name in suspect)), 1):
         if found != seal.files[name].sha256:
             yield f"{name} has other bytes"
         if on_progress:
             on_progress("digests", done, len(suspect))
+
+
+def _differences(here: Mapping[str, Path], seal: Seal) -> Iterator[str]:
+    """What names and sizes tell."""
+    for name in sorted(seal.files.keys() - here.keys()):
+        yield f"{name} is gone"
+    for name in sorted(here.keys() - seal.files.keys()):
+        yield f"{name} was not there"
+    for name in sorted(here.keys() & seal.files.keys()):
+        if _is_resized(here[name], seal.files[name]):
+            yield f"{name} has {here[name].stat().st_size} bytes, had {seal.files[name].bytes}"
+
+
+def _is_resized(path: Path, seal: FileSeal) -> bool:
+    return path.stat().st_size != seal.bytes
 
 
 def _is_touched(path: Path, seal: FileSeal) -> bool:
@@ -159,7 +206,8 @@ def _broken(content: Mapping[str, Any]) -> Iterator[str]:
         count = len(check.get("problems", [])) + check.get("more", 0)
         if count:
             first = check["problems"][0]
-            yield f"{check['name']}: {count} problems, first {first['who']}: found {first['found']}"
+            many = f"{count} problems, first " if count > 1 else ""
+            yield f"{check['name']}: {many}{first['who']}: found {first['found']}"
 
 
 def _untested(content: Mapping[str, Any]) -> Iterator[str]:

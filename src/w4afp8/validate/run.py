@@ -11,14 +11,16 @@ from w4afp8 import families
 from w4afp8._version import __version__
 from w4afp8.checkpoint.reader import CheckpointReader
 from w4afp8.checkpoint.spec import TensorSpec
-from w4afp8.errors import CheckpointError, W4AFP8Error
+from w4afp8.errors import CheckpointError, RecipeError, W4AFP8Error
 from w4afp8.families._inventory import Item
+from w4afp8.layouts._record import is_laid_out
 from w4afp8.validate import config as configs
 from w4afp8.validate import kept, structure, written
 from w4afp8.validate.carried import check_carried, new_checks, routing_moved
 from w4afp8.validate.experts import ExpertChecks
 from w4afp8.validate.findings import Check, LayerNumbers, Progress, ValidationReport, silent
 from w4afp8.validate.gemm import GemmChecks
+from w4afp8.validate.layout import validate_layout
 from w4afp8.validate.origin import origin_of
 from w4afp8.validate.sides import RecordedInputs, Side, chosen_experts, norm_fold
 from w4afp8.validate.values import ValueChecks
@@ -38,6 +40,10 @@ def validate(
     began = time.monotonic()
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such directory; give the directory of a quantized checkpoint")
+    if is_laid_out(folder):
+        if sample is not None:
+            raise RecipeError("--quick and --sample: a layout is always compared whole; leave them out")
+        return validate_layout(folder, against, on_progress)
     progress = on_progress or silent
     source = None
     try:

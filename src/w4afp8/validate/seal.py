@@ -83,14 +83,19 @@ def take_seal(folder: Path, on_progress: Callable[[str, int, int], None] | None 
     files: dict[str, FileSeal] = {}
     tensors: dict[str, str] = {}
     paths = sealed_files(folder)
-    with ThreadPoolExecutor(READERS) as pool:
-        for done, (name, (seal, found)) in enumerate(zip(paths, pool.map(seal_file, paths.values())), 1):
-            files[name] = seal
-            if "/" not in name:  # the checkpoint's own tensors stand beside config.json
-                tensors |= found
-            if on_progress:
-                on_progress("digests", done, len(paths))
+    for done, (name, (seal, found)) in enumerate(seal_files(paths), 1):
+        files[name] = seal
+        if "/" not in name:  # the checkpoint's own tensors stand beside config.json
+            tensors |= found
+        if on_progress:
+            on_progress("digests", done, len(paths))
     return Seal(files, dict(sorted(tensors.items())))
+
+
+def seal_files(paths: Mapping[str, Path]) -> Iterator[tuple[str, tuple[FileSeal, dict[str, str]]]]:
+    """Each file's name and seal, in order, some files at a time."""
+    with ThreadPoolExecutor(READERS) as pool:
+        yield from zip(paths, pool.map(seal_file, paths.values()))
 
 
 def seal_file(path: Path) -> tuple[FileSeal, dict[str, str]]:

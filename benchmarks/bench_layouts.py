@@ -1,0 +1,54 @@
+"""`w4afp8 convert --layout` beside a plain copy of the same bytes, the way back, and `validate`: seconds, peak memory.
+
+    python benchmarks/bench_layouts.py --gb 2 --work /somewhere/with/room
+
+The checkpoint is bench_convert's: random, of DeepSeek-V3's expert shape [2048, 7168], as sglang_w4afp8.  Each command
+is timed from its start to a sync.  One JSON line per layout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from bench_convert import timed, write_source
+from harness import record
+
+LAYOUTS = ("sm90", "sglang-cutlass", "flashinfer-sm90-v2", "machete", "machete-lyra", "marlin", "marlin-fp8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gb", type=float, default=1.0)
+    parser.add_argument("--work", type=Path, help="a folder with room for three times --gb")
+    parser.add_argument("--layouts", nargs="+", default=LAYOUTS)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.work) as work:
+        source, out, spare, copied = (Path(work) / name for name in ("source", "out", "spare", "copy"))
+        write_source(source, arguments.gb)
+        size = sum(p.stat().st_size for p in source.rglob("*") if p.is_file())
+        timed(["cp", "-r", str(source), str(copied)], copied)  # warms the page cache
+        tool = [sys.executable, "-m", "w4afp8.cli"]
+        for name in arguments.layouts:
+            copy, _ = timed(["cp", "-r", str(source), str(copied)], copied)
+            into, peak = timed([*tool, "convert", str(source), "--layout", name, "-o", str(out), "-q"], out, keep=True)
+            proof, proof_peak = timed([*tool, "validate", str(out), "--no-report", "--json"], out, keep=True)
+            back, back_peak = timed(
+                [*tool, "convert", str(out), "--layout", "canonical", "-o", str(spare), "-q"], spare
+            )
+            shutil.rmtree(out)
+            seconds = {"copy": copy, "into": into, "validate": proof, "back": back}
+            peaks = {"into": peak, "validate": proof_peak, "back": back_peak}
+            record("layouts", {
+                "layout": name, "bytes": size, "seconds": {key: round(value, 2) for key, value in seconds.items()},
+                "share_of_copy": round(copy / into, 3), "gb_per_second": round(size / into / 1e9, 3),
+                "peak_rss_bytes": peaks, "load_1m": round(os.getloadavg()[0], 2),
+            })  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""A directory in a layout, read back: every tensor of the canonical checkpoint from the stacks of all ranks.
+
+Memory is a few experts.  Nothing here trusts what it reads: the digests of the record decide.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from w4afp8 import layouts
+from w4afp8.checkpoint.header import read_header
+from w4afp8.checkpoint.reader import CONFIG, CheckpointReader, read_json
+from w4afp8.checkpoint.spec import DTYPES, TensorSpec
+from w4afp8.errors import CheckpointError
+from w4afp8.layouts import _record, _stack
+from w4afp8.layouts._experts import Holder, Layer, inventory, layers_of
+from w4afp8.layouts._spec import STACKS
+from w4afp8.layouts._split import Sizes, Split, folder_of
+from w4afp8.layouts._stack import Matrix, Stacker, Stored
+
+CACHED_STACKS = 4  # gate and up of one expert come from one stack, its scales and codes one after the other
+
+
+class LaidOut:
+    """What `w4afp8 convert --layout` wrote.
+
+    Raises: CheckpointError, FormatError when record, headers and config do not agree.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.record = _record.read(folder)
+        r = self.record
+        layout = layouts.get(r.layout)
+        if layout.version != r.version:
+            raise CheckpointError(
+                f"{folder} has version {r.version} of {r.layout}, this program knows {layout.version}; "
+                "use the program that wrote it, or convert the canonical checkpoint again"
+            )
+        sizes = Sizes(*(r.sizes[name] for name in ("experts", "hidden", "intermediate", "group")))
+        self.split = Split(sizes, r.tp, r.ep, r.pad)
+        self.stacker: Stacker = _stack.make(layout, r.form, self.split, r.holding, r.tolerance)
+        self.top = CheckpointReader(folder)
+        tags = [folder_of(rank, self.split.ranks) for rank in range(self.split.ranks)]
+        self.ranks = [CheckpointReader(folder / tag) if tag else self.top for tag in tags]
+        self._loaded: OrderedDict[Any, dict[str, Matrix]] = OrderedDict()
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The canonical config.json."""
+        return read_json(self.folder / _record.FILES / CONFIG)
+
+    @cached_property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Every canonical tensor, from the headers that were kept."""
+        found = {}
+        for shard, said in self.record.shards.items():
+            for spec in read_header(self.header(shard), said["bytes"])[0]:
+                found[spec.name] = TensorSpec(spec.name, spec.dtype, spec.shape, shard, spec.begin)
+        return found
+
+    def header(self, shard: str) -> Path:
+        """The file that keeps a canonical shard's header."""
+        return self.folder / _record.HEADERS / f"{shard}.header"
+
+    @cached_property
+    def kept(self) -> dict[str, TensorSpec]:
+        """Canonical tensors that no stack holds and no engine reads."""
+        path = self.folder / _record.KEPT
+        return {spec.name: spec for spec in read_header(path)[0]} if path.is_file() else {}
+
+    @cached_property
+    def layers(self) -> dict[int, Layer]:
+        """Where the canonical checkpoint keeps its experts."""
+        family, items = inventory(self.config, self.specs)
+        return layers_of(family, items.values())
+
+    def stored(self, layer: Layer, expert: int, stack: str, tp_rank: int) -> Stored:
+        """One expert's pieces as a rank holds them, by suffix."""
+        ep_rank, local = divmod(expert, self.split.local_experts)
+        reader = self.ranks[self.split.rank(ep_rank, tp_rank)]
+        found = {}
+        for piece in self.stacker.pieces:
+            name, axis = f"{layer.stem}.{stack}{piece.suffix}", piece.order.expert_axis
+            if name not in reader.specs:
+                raise CheckpointError(f"{name}: not in {reader.folder}; the directory is not complete")
+            tensor = reader.read(name, local) if axis == 0 else reader.read_across(name, local)
+            found[piece.suffix] = tensor.unsqueeze(axis)
+        return found
+
+    def matrices(self, layer: Layer, expert: int, stack: str) -> dict[str, Matrix]:
+        """The canonical matrices of one stack of one expert, by projection."""
+        key = layer.number, expert, stack
+        if key not in self._loaded:
+            parts = [
+                self.stacker.load(stack, self.stored(layer, expert, stack, rank), rank) for rank in range(self.split.tp)
+            ]
+            self._loaded[key] = self.stacker.whole(stack, parts)
+            if len(self._loaded) > CACHED_STACKS:
+                self._loaded.popitem(last=False)
+        self._loaded.move_to_end(key)
+        return self._loaded[key]
+
+    def tensors(self, layer: Layer, expert: int, holder: Holder) -> dict[str, Tensor]:
+        """The canonical tensors that one holder stands in, or their part, by name."""
+        matrices: dict[str, Matrix] = {}
+        for stack, projections in STACKS.items():
+            if set(projections) & set(holder.projections):
+                matrices |= self.matrices(layer, expert, stack)
+        kept = [spec.name for spec in holder.item.tensors if spec.name in self.kept]
+        found = holder.write(matrices)
+        return found | {name: self.read_kept(name, holder.part) for name in kept}
+
+    def read_kept(self, name: str, part: int | None = None) -> Tensor:
+        """A tensor of KEPT, or one part of it along its first axis."""
+        spec = self.kept[name] if part is None else self.kept[name].part(part)
+        with (self.folder / _record.KEPT).open("rb") as file:
+            file.seek(spec.begin)
+            raw = bytearray(file.read(spec.span_bytes))
+        if len(raw) < spec.span_bytes:
+            raise CheckpointError(f"{spec}: the file ends early")
+        flat = torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
+        return flat.view(DTYPES[spec.dtype]).view(spec.shape)
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the checkpoint has static activation scales."""
+        return any(name.endswith(".input_scale") for name in self.kept)
+
+    def read(self, name: str, part: int | None = None) -> Tensor:
+        """A canonical tensor that no stack holds, or one part of it along its first axis."""
+        return self.read_kept(name, part) if name in self.kept else self.top.read(name, part)
+
+    def others(self) -> Iterator[str]:
+        """Canonical tensors that are no expert's, by name."""
+        mine = {s.name for layer in self.layers.values() for e in layer.experts for h in e for s in h.item.tensors}
+        yield from (name for name in self.specs if name not in mine)
+
+    def pieces_of(self, name: str) -> Iterator[Tensor]:
+        """The bytes of such a tensor: uint8, a few MB at a time."""
+        if name in self.kept:
+            yield self.read_kept(name).reshape(-1).view(torch.uint8)
+        elif name in self.top.specs:
+            yield from self.top.read_bytes(name)
+        else:
+            raise CheckpointError(f"{name}: not in {self.folder}; the directory is not complete")
+
+    def close(self) -> None:
+        for reader in {id(r): r for r in (self.top, *self.ranks)}.values():
+            reader.close()
+
+    def __enter__(self) -> LaidOut:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,115 @@
+"""`w4afp8/layout.json`: which layout a directory has, over which ranks, and what the checkpoint was before.
+
+`w4afp8/canonical/` keeps what the way back needs and no stack holds: headers, config, index, activation scales.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from w4afp8._version import __version__
+from w4afp8.checkpoint import atomic
+from w4afp8.checkpoint.reader import read_json
+from w4afp8.errors import CheckpointError
+from w4afp8.families import LAYOUT_METHOD
+
+FOLDER = "w4afp8"
+RECORD = f"{FOLDER}/layout.json"
+CANONICAL_FOLDER = f"{FOLDER}/canonical"
+HEADERS = f"{CANONICAL_FOLDER}/headers"
+FILES = f"{CANONICAL_FOLDER}/files"
+KEPT = f"{CANONICAL_FOLDER}/kept.safetensors"
+CHECKSUM = "checksum"
+
+
+@dataclass(frozen=True)
+class Record:
+    """Everything that the bytes depend on, and the digests of what they were made from."""
+
+    layout: str
+    version: int
+    read_by: str
+    form: str  # int4, mxfp4
+    weight_format: str
+    holding: int
+    tolerance: float
+    tp: int
+    ep: int
+    pad: int
+    sizes: dict[str, int]  # experts, hidden, intermediate, group: as they are; then as they are stored
+    w13: list[str]
+    notes: list[str]
+    canonical: str  # checksum: what `LC_ALL=C sha256sum *.safetensors | sha256sum` prints in the canonical directory
+    shards: dict[str, dict[str, Any]]  # of the canonical directory: bytes, sha256, header (its sha256)
+    tensors: dict[str, str]  # canonical tensor -> sha256
+    files: dict[str, dict[str, Any]]  # everything else of it: bytes, sha256, kept (stands in FILES, else in its place)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What every shard of experts says of itself."""
+        return {
+            "w4afp8.layout": self.layout,
+            "w4afp8.layout_version": str(self.version),
+            "w4afp8.split": f"tp {self.tp}, ep {self.ep}",
+            "w4afp8.canonical_sha256": self.canonical,
+        }
+
+    @property
+    def block(self) -> dict[str, Any]:
+        """The quantization_config of config.json."""
+        return {
+            "quant_method": LAYOUT_METHOD,
+            "layout": self.layout,
+            "layout_version": self.version,
+            "read_by": self.read_by,
+            "tensor_parallel": self.tp,
+            "expert_parallel": self.ep,
+            "sizes": self.sizes,
+            "w13": self.w13,
+            "canonical_sha256": self.canonical,
+        }
+
+    def render(self) -> bytes:
+        """The file's bytes, its checksum first."""
+        content = {"tool": {"name": "w4afp8", "version": __version__}, **asdict(self)}
+        found = {CHECKSUM: _checksum(content), **content}
+        return (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode()
+
+    def write(self, folder: Path) -> None:
+        (folder / FOLDER).mkdir(exist_ok=True)
+        atomic.write_bytes(folder / RECORD, self.render())
+
+
+def is_laid_out(folder: Path) -> bool:
+    """Whether the directory holds a layout."""
+    return (folder / RECORD).is_file()
+
+
+def read(folder: Path) -> Record:
+    """Raises: CheckpointError when the record is damaged."""
+    content = read_json(folder / RECORD)
+    said = content.pop(CHECKSUM, None)
+    if said != _checksum(content):
+        raise CheckpointError(f"{RECORD} was changed: its checksum does not fit it; convert the checkpoint again")
+    content.pop("tool", None)
+    try:
+        return Record(**content)
+    except TypeError as error:
+        raise CheckpointError(f"{RECORD}: written by another version of this program ({error})") from error
+
+
+def canonical_checksum(shards: Mapping[str, str]) -> str:
+    """Of file -> SHA-256: what `LC_ALL=C sha256sum *.safetensors | sha256sum` prints."""
+    lines = b"".join(
+        digest.encode() + b"  " + name + b"\n" for name, digest in sorted((n.encode(), d) for n, d in shards.items())
+    )
+    return hashlib.sha256(lines).hexdigest()
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()

@@ -1,0 +1,157 @@
+"""A layout back into the canonical checkpoint, byte for byte: every tensor's digest is compared as it is written."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import torch
+
+from w4afp8 import _version
+from w4afp8.checkpoint import atomic
+from w4afp8.checkpoint.journal import Journal
+from w4afp8.checkpoint.reader import CONFIG, INDEX
+from w4afp8.checkpoint.writer import write_all
+from w4afp8.convert import output, resources
+from w4afp8.convert.resources import Needs
+from w4afp8.convert.survey import headers_identity
+from w4afp8.errors import CheckpointError, RecipeError, Stopped
+from w4afp8.events import Listener, ignore
+from w4afp8.layouts import _record
+from w4afp8.layouts._directory import LaidOut
+from w4afp8.recipes._recipe import Resume
+from w4afp8.relayout.plan import COPIES
+from w4afp8.relayout.run import STATE
+
+PROOF = "every tensor and file has the digest that the canonical checkpoint had"
+
+
+def prepare_back(source: Path, out: Path) -> tuple[LaidOut, Needs]:
+    """Everything that can be refused from headers.  Raises: RecipeError, CheckpointError, FormatError."""
+    if not source.is_dir():
+        raise CheckpointError(f"{source}: no such directory; give the directory of a layout")
+    if not _record.is_laid_out(source):
+        raise RecipeError(f"{source} holds no {_record.RECORD}: it has no layout to go back from")
+    laid = LaidOut(source)
+    missing = laid.specs.keys() - laid.record.tensors.keys()
+    if missing or not laid.layers:
+        raise CheckpointError(f"{_record.RECORD} and the kept headers do not agree on {sorted(missing)[:5]}")
+    s = laid.split.sizes
+    largest = 3 * s.hidden * s.intermediate // 2
+    total = sum(said["bytes"] for said in (*laid.record.shards.values(), *laid.record.files.values()))
+    resident = psutil.Process().memory_info().rss
+    return laid, Needs(resident, {"one expert": COPIES * largest}, output=total, state=0)
+
+
+def restore(
+    laid: LaidOut,
+    needs: Needs,
+    out: Path,
+    *,
+    resume: Resume = Resume.AUTO,
+    listener: Listener = ignore,
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Write the canonical directory.
+
+    Raises: CheckpointError naming the first tensor or file whose bytes are not the recorded ones; Stopped when `stop`
+    said so after a finished shard.  Run again to go on.
+    """
+    journal = Journal(out / _record.FOLDER / STATE)
+    if resume is Resume.NEVER and journal.fingerprint is not None:
+        _discard(laid, out, journal)
+    output.check(out, laid.folder, _record.FOLDER, journal, resume)
+    resources.check(needs, out)
+    journal.open(
+        {"tool": {"w4afp8": _version.__version__}, "canonical": laid.record.canonical,
+         "source": [headers_identity(reader) for reader in laid.ranks]}
+    )  # fmt: skip
+    with journal.locked():
+        for shard in laid.record.shards:
+            finished = journal.record(shard) is not None and (out / shard).is_file()
+            if finished and (out / shard).stat().st_size == laid.record.shards[shard]["bytes"]:
+                continue
+            if stop():
+                raise Stopped(f"stopped before {shard}; what is finished is kept, run the same command to go on")
+            began = time.monotonic()
+            _write_shard(laid, shard, out / shard)
+            journal.finish(shard, {})
+            seconds = round(time.monotonic() - began, 3)
+            listener({"event": "unit", "unit": shard, "layer": None, "seconds": seconds})
+        _write_files(laid, out)
+        journal.discard()
+    listener({"event": "done", "bytes": needs.output, "peak_rss_bytes": resources.peak_resident_bytes()})
+
+
+def _write_shard(laid: LaidOut, shard: str, path: Path) -> None:
+    partial = path.with_name(path.name + atomic.PARTIAL)
+    header = laid.header(shard).read_bytes()
+    if hashlib.sha256(header).hexdigest() != laid.record.shards[shard]["header"]:
+        raise CheckpointError(f"the kept header of {shard} has other bytes than it had; {laid.folder} is damaged")
+    digests: dict[str, hashlib._Hash] = {}
+    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        write_all(descriptor, memoryview(header), 0)
+        for name, offset, piece in _pieces(laid, shard):
+            data = piece.numpy().data
+            write_all(descriptor, data, laid.specs[name].begin + offset)
+            digests.setdefault(name, hashlib.sha256()).update(data)
+        for name, spec in laid.specs.items():
+            if spec.shard == shard:
+                found = digests.get(name, hashlib.sha256()).hexdigest()
+                if found != laid.record.tensors[name]:
+                    raise CheckpointError(
+                        f"{name}: its bytes are not those of the canonical checkpoint; {laid.folder} is damaged, "
+                        "run w4afp8 validate on it, or fetch it again"
+                    )
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    atomic.commit(partial, path)
+
+
+def _pieces(laid: LaidOut, shard: str) -> Iterator[tuple[str, int, torch.Tensor]]:
+    """(tensor, offset in it, bytes) of everything in a shard; each tensor's pieces in order."""
+    here = {name for name, spec in laid.specs.items() if spec.shard == shard}
+    for name in laid.others():
+        offset = 0
+        for piece in laid.pieces_of(name) if name in here else ():
+            yield name, offset, piece
+            offset += len(piece)
+    for layer in laid.layers.values():
+        for expert, holders in enumerate(layer.experts):
+            for holder in holders:
+                if here.isdisjoint(spec.name for spec in holder.item.tensors):
+                    continue
+                for name, tensor in laid.tensors(layer, expert, holder).items():
+                    if name in here:
+                        flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+                        yield name, (holder.part or 0) * len(flat), flat
+
+
+def _write_files(laid: LaidOut, out: Path) -> None:
+    """Everything that is no shard, index and config last."""
+    names = sorted(laid.record.files, key=lambda name: (name == CONFIG, name == INDEX, name))
+    for name in names:
+        said = laid.record.files[name]
+        content = laid.folder / (_record.FILES if said["kept"] else ".") / name
+        with content.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != said["sha256"]:
+                raise CheckpointError(f"{name}: not the bytes that it had; {laid.folder} is damaged, fetch it again")
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        atomic.copy_file(content, out / name)
+
+
+def _discard(laid: LaidOut, out: Path, journal: Journal) -> None:
+    for name in (*laid.record.shards, *laid.record.files):
+        for path in (out / name, out / f"{name}{atomic.PARTIAL}"):
+            path.unlink(missing_ok=True)
+    for place in sorted((path for path in out.rglob("*") if path.is_dir()), reverse=True):
+        with contextlib.suppress(OSError):  # not empty: not only ours
+            place.rmdir()
+    journal.discard()

@@ -1,0 +1,185 @@
+"""Every registered layout, by common tests: random shapes and ranks there and back, refusals in words, documented."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from w4afp8 import layouts
+from w4afp8.checkpoint.spec import DTYPES
+from w4afp8.errors import FormatError, RecipeError
+from w4afp8.layouts import _page
+from w4afp8.layouts._scales import search
+from w4afp8.layouts._spec import FORMS, STACKS
+from w4afp8.layouts._split import Sizes, Split, folder_of
+from w4afp8.layouts._stack import Matrix, Stacker, make
+
+GROUP = {"int4": 128, "mxfp4": 32}
+HELD = [(n, f) for n in layouts.names() for f in FORMS.values() if not isinstance(layouts.get(n).holdings(f), str)]
+
+
+def matrix(n: int, k: int, form: str, one_scale: bool, generator: torch.Generator) -> Matrix:
+    """Random codes; scales that every layout holds: powers of two, where asked one for each row."""
+    codes = torch.randint(0, 256, (n, k // 2), dtype=torch.uint8, generator=generator)
+    groups = (n, k // GROUP[form])
+    if form == "mxfp4":
+        return Matrix(codes, torch.randint(0, 250, groups, dtype=torch.uint8, generator=generator))
+    shape = (n, 1) if one_scale else groups
+    scale = 2.0 ** torch.randint(-9, -3, shape, generator=generator).float()
+    return Matrix(codes, scale.expand(groups).contiguous())
+
+
+def parts(stacker: Stacker, stack: str, matrices: dict[str, Matrix]) -> list[dict[str, Matrix]]:
+    """What every TP rank gives back."""
+    tp = stacker.split.tp
+    return [stacker.load(stack, stacker.store(stack, matrices, rank), rank) for rank in range(tp)]
+
+
+@given(
+    held=st.sampled_from(HELD), experts=st.integers(1, 3), groups_h=st.integers(1, 9), groups_i=st.integers(1, 11),
+    tp=st.integers(1, 5), ep=st.integers(1, 2), seed=st.integers(0, 2**31), holding=st.integers(0, 1),
+)  # fmt: skip
+def test_every_layout_gives_back_what_it_was_given(
+    held: tuple[str, str], experts: int, groups_h: int, groups_i: int, tp: int, ep: int, seed: int, holding: int
+) -> None:
+    """Odd TP splits, sizes that no kernel's tile divides, one expert: whatever the plan does not refuse."""
+    name, form = held
+    layout, group = layouts.get(name), GROUP[form]
+    groups_h, groups_i = (min(groups_h, 4), min(groups_i, 5)) if form == "int4" else (groups_h, groups_i)
+    sizes = Sizes(experts * ep, groups_h * group, groups_i * group, group)
+    split = Split(sizes, tp, ep, layout.pad)
+    if split.refusals():
+        assert -(-groups_i // tp) * (tp - 1) >= groups_i, "refused without need"
+        return
+    stacker = make(layout, form, split, min(holding, len(layout.holdings(form)) - 1))
+    assert not stacker.refusals(), "the padding makes every size fit"
+    generator = torch.Generator().manual_seed(seed)
+    matrices = {
+        projection: matrix(*shape, form, name == "machete-e4m3", generator)
+        for projection, shape in {
+            "gate_proj": (sizes.intermediate, sizes.hidden), "up_proj": (sizes.intermediate, sizes.hidden),
+            "down_proj": (sizes.hidden, sizes.intermediate),
+        }.items()
+    }  # fmt: skip
+    for stack, projections in STACKS.items():
+        try:
+            whole = stacker.whole(stack, parts(stacker, stack, matrices))
+        except FormatError as error:
+            assert name == "machete-e4m3" and "one scale per row" in str(error), "padded inputs have another scale"
+            assert stacker.shape(stack)[1] > split.share(tp - 1).stop - split.share(tp - 1).start
+            continue
+        for projection in projections:
+            assert torch.equal(whole[projection].bytes_NJ, matrices[projection].bytes_NJ)
+            assert torch.equal(whole[projection].scale_NG, matrices[projection].scale_NG)
+        stored = stacker.store(stack, matrices, 0)
+        for where, piece, spec in stacker.specs("x"):
+            if where == stack:
+                found = stored[piece.suffix]
+                expected = list(spec.shape)
+                expected[piece.order.expert_axis] = 1
+                assert list(found.shape) == expected and found.dtype == DTYPES[spec.dtype]
+        again = stacker.store(stack, stacker.whole(stack, parts(stacker, stack, matrices)), 0)
+        assert all(torch.equal(raw(again[suffix]), raw(tensor)) for suffix, tensor in stored.items())
+
+
+def raw(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+@pytest.mark.parametrize("name", layouts.names())
+def test_a_layout_is_whole(name: str) -> None:
+    layout = layouts.get(name)
+    assert layout.name == name and layout.version >= 1 and layout.read_by
+    assert sorted(layout.w13) == ["gate_proj", "up_proj"]
+    for form in FORMS.values():
+        holdings = layout.holdings(form)
+        if isinstance(holdings, str):
+            with pytest.raises(FormatError, match=f"{name} holds no {form} weights"):
+                make(layout, form, Split(Sizes(1, 128, 128, GROUP[form]), 1, 1, layout.pad))
+            continue
+        for holding in holdings:
+            assert sorted(holding.values) == list(range(16)), "a code that two codes become is lost"
+    assert any(not isinstance(layout.holdings(form), str) for form in FORMS.values())
+
+
+def test_an_unknown_layout_is_refused_with_the_nearest() -> None:
+    with pytest.raises(RecipeError, match=r"unknown layout 'sm91' \(did you mean 'sm90'\?\)"):
+        layouts.get("sm91")
+
+
+@pytest.mark.parametrize("name", [n for n, f in HELD if f == "int4" and n not in ("sm90", "vllm-cutlass")])
+def test_a_scale_that_the_layout_does_not_hold_is_named(name: str) -> None:
+    layout = layouts.get(name)
+    stacker = make(layout, "int4", Split(Sizes(1, 256, 256, 128), 1, 1, layout.pad))
+    scale = torch.full((256, 2), 0.25)
+    scale[3, 1] = 0.3
+    held = Matrix(torch.zeros(256, 128, dtype=torch.uint8), scale)
+    with pytest.raises(FormatError, match=r"0\.3|scales 0\.25 and 0\.30"):
+        stacker.check("w2", {"down_proj": held}, 0)
+
+
+def test_sm90_takes_scales_that_bfloat16_does_not_hold() -> None:
+    """Its second holding: float32."""
+    layout = layouts.get("sm90")
+    assert not isinstance(layout.int4, str)
+    assert [holding.scales.pieces[0].dtype for holding in layout.int4] == ["BF16", "F32"]
+
+
+def test_a_search_finds_every_product_of_its_grid() -> None:
+    """Any float32 factor with any e4m3 numbers of a row is found again exactly."""
+    t_NG = torch.tensor([[1.0, 1.125, 3.5, 0.0625], [15.0, 1.0, 0.5, 2.0], [0.015625, 13.0, 8.0, 0.0]])
+    channel_N = torch.tensor([0.25, 2.0**-9, 3.0])
+    found_NG, factor_N = search(t_NG * channel_N[:, None], 0.0)
+    assert torch.equal(found_NG * factor_N[:, None], t_NG * channel_N[:, None])
+    assert float(found_NG.max()) <= 56, "eight times it must be an e4m3 number"
+
+
+def test_a_search_says_how_far_the_nearest_is() -> None:
+    scale_NG = torch.tensor([[0.25, 0.25], [0.25, 0.26]])
+    with pytest.raises(FormatError, match=r"row 8: .* nearer than (\d\.\d+)% .*expected equality"):
+        search(scale_NG, 0.0, first_row=7)
+    found_NG, factor_N = search(scale_NG, 0.03)
+    assert float((found_NG * factor_N[:, None] / scale_NG - 1).abs().max()) <= 0.03
+
+
+def test_zero_rows_are_held_as_zeros() -> None:
+    found_NG, factor_N = search(torch.zeros(2, 3), 0.0)
+    assert not found_NG.any() and bool(factor_N.isfinite().all())
+
+
+def test_ranks_hold_what_gpt_oss_ranks_hold() -> None:
+    """2880 channels in 90 groups of 32 (formats: C7)."""
+    for tp, held in {1: [2880], 2: [1440] * 2, 4: [736] * 3 + [672], 8: [384] * 7 + [192]}.items():
+        split = Split(Sizes(32, 2880, 2880, 32), tp, 1, 128)
+        shares = [split.share(rank) for rank in range(tp)]
+        assert [share.stop - share.start for share in shares] == held
+        assert [share.start for share in shares[1:]] == [share.stop for share in shares[:-1]]
+        assert (split.hidden, split.intermediate % 128) == (2944, 0) and not split.refusals()
+    assert Split(Sizes(32, 2880, 2880, 32), 4, 1, 128).notes()[0].startswith("2880 channels in groups of 32 do not")
+
+
+@pytest.mark.parametrize(
+    "tp, ep, says",
+    [(17, 1, "at most --tp 16"), (1, 3, "256 experts do not divide"), (12, 1, "the last rank would hold none")],
+)
+def test_ranks_that_cannot_be_are_refused_in_words(tp: int, ep: int, says: str) -> None:
+    assert says in " ".join(Split(Sizes(256, 7168, 2048, 128), tp, ep, 128).refusals())
+
+
+def test_a_rank_has_a_folder_that_sorts() -> None:
+    assert [folder_of(r, 16) for r in (0, 3, 15)] == ["rank-00-of-16", "rank-03-of-16", "rank-15-of-16"]
+    assert folder_of(0, 1) == ""
+
+
+def test_the_page_is_what_the_code_says() -> None:
+    page = Path(__file__).parents[2] / "docs" / "layouts.md"
+    assert page.read_text() == _page.page(), "write it anew: python tests/layouts/test_layouts.py"
+
+
+if __name__ == "__main__":
+    (Path(__file__).parents[2] / "docs" / "layouts.md").write_text(_page.page())
