@@ -31,6 +31,8 @@ COMMANDS: dict[str, tuple[str, list[str], set[str], set[int]]] = {
     "inspect": ("output", ["inspect", "IN"], {"headers"}, {3}),
     "convert": ("output", ["convert", "IN", "--format", CT, "-o", "OUT"], {"headers", "values", "files", "scales"},
                 {2, 3, 6}),
+    "lay out": ("output", ["convert", "IN", "--layout", "sm90", "-o", "OUT"], {"headers", "values", "files", "scales"},
+                {2, 3, 6}),
     "quantize": ("source", ["quantize", "--model", "IN", "-o", "OUT", "--set", "calibration.tokens=256"],
                  {"headers", "values", "files"}, {2, 3, 6}),
     "validate": ("output", ["validate", "IN", "--quick"], {"headers", "values", "scales"}, {3, 7}),
@@ -84,7 +86,7 @@ def test_a_hostile_checkpoint_is_refused(
     kind, words, sees, codes = COMMANDS[command]
     if hostile.seen_by not in sees or (hostile.seen_by == "scales" and kind == "source"):
         pytest.skip("nothing that this command reads")
-    if command == "convert" and hostile.name in CONVERT_READS:
+    if command in ("convert", "lay out") and hostile.name in CONVERT_READS:
         pytest.skip("carried as it is")
     folder, out = spoiled(sound[kind], tmp_path / "in"), tmp_path / "out"
     hostile.damage(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,17 @@ from test_resume import FINISHED, Countdown, in_child, tree, wait
 from w4afp8 import conversion, layouts
 from w4afp8.card import write as write_card
 from w4afp8.cli import cli, code_of
-from w4afp8.errors import CheckpointError, FormatError, QuantizationError, RecipeError, ResumeError, Stopped
+from w4afp8.errors import (
+    CheckpointError,
+    FormatError,
+    QuantizationError,
+    RecipeError,
+    ResumeError,
+    Stopped,
+    W4AFP8Error,
+)
 from w4afp8.hub import shipment
+from w4afp8.layouts import _record
 from w4afp8.layouts._record import Record, canonical_checksum
 from w4afp8.recipes._recipe import Resume
 from w4afp8.relayout.back import prepare_back, restore
@@ -343,6 +353,53 @@ def test_a_damaged_layout_does_not_become_a_checkpoint(int4: Make, tmp_path: Pat
     raw[-5] ^= 4
     path.write_bytes(raw)
     with pytest.raises(CheckpointError, match=r"its bytes are not those of the canonical checkpoint; .* is damaged"):
+        back(out, tmp_path / "again")
+    assert not (tmp_path / "again" / "config.json").exists()
+
+
+def forged(folder: Path, **changes: Any) -> None:
+    """A record that says something else, with a checksum that fits it."""
+    record = replace(_record.read(folder), **changes)
+    (folder / _record.RECORD).write_bytes(record.render())
+
+
+EVIL = {"bytes": 1, "sha256": "0" * 64, "kept": True}
+HOSTILE: dict[str, tuple[Callable[[Record], dict[str, Any]], str]] = {
+    "file": (lambda r: {"files": r.files | {"../evil": EVIL}}, "leaves the directory"),
+    "root": (lambda r: {"files": r.files | {"/evil": EVIL}}, "leaves the directory"),
+    "shard": (lambda r: {"shards": {f"../{n}": s for n, s in r.shards.items()}}, "is no plain file name"),
+    "ranks": (lambda r: {"tp": 2**62, "ep": 2**62}, "do not divide|at most --tp"),
+    "no ranks": (lambda r: {"tp": 0}, "tp is 0"),
+    "holding": (lambda r: {"holding": 7}, "has no holding 7"),
+    "sizes": (lambda r: {"sizes": r.sizes | {"experts": 2**40}}, "the kept headers say"),
+    "digest": (lambda r: {"tensors": dict.fromkeys(r.tensors, None)}, "no SHA-256"),
+    "layout": (lambda r: {"layout": "sm91"}, "unknown layout"),
+    "version": (lambda r: {"version": 9}, "version 9 of sm90"),
+    "form": (lambda r: {"form": "mxfp4"}, "the kept headers say"),
+}
+
+
+@pytest.mark.parametrize("lie", HOSTILE)
+def test_a_forged_record_writes_nothing_anywhere(int4: Make, tmp_path: Path, lie: str) -> None:
+    out, again = tmp_path / "out", tmp_path / "in" / "again"
+    into(int4(num_hidden_layers=2, num_nextn_predict_layers=0), "sm90", out)
+    changes, says = HOSTILE[lie]
+    forged(out, **changes(_record.read(out)))
+    with pytest.raises(W4AFP8Error, match=says):
+        back(out, again)
+    assert not (tmp_path / "in").exists() and not (tmp_path / "evil").exists()
+    report = validate(out)
+    assert not report.passed and not report.proven
+
+
+def test_a_link_out_of_a_layout_is_not_followed(int4: Make, tmp_path: Path) -> None:
+    out, secret = tmp_path / "out", tmp_path / "secret"
+    into(int4(num_hidden_layers=2, num_nextn_predict_layers=0), "sm90", out)
+    kept = out / _record.FILES / "config.json"
+    secret.write_bytes(kept.read_bytes())
+    kept.unlink()
+    kept.symlink_to(secret)
+    with pytest.raises(CheckpointError, match="is a link out of the checkpoint"):
         back(out, tmp_path / "again")
     assert not (tmp_path / "again" / "config.json").exists()
 

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from w4afp8 import layouts
 from w4afp8.checkpoint.header import read_header
-from w4afp8.checkpoint.reader import CONFIG, CheckpointReader, read_json
+from w4afp8.checkpoint.reader import CONFIG, CheckpointReader, read_json, refuse_link_out
 from w4afp8.checkpoint.spec import DTYPES, TensorSpec
-from w4afp8.errors import CheckpointError
+from w4afp8.errors import CheckpointError, raise_all
 from w4afp8.layouts import _record, _stack
-from w4afp8.layouts._experts import Holder, Layer, inventory, layers_of
-from w4afp8.layouts._spec import STACKS
+from w4afp8.layouts._experts import Holder, Layer, inventory, layers_of, sizes_of
+from w4afp8.layouts._spec import STACKS, Layout
 from w4afp8.layouts._split import Sizes, Split, folder_of
 from w4afp8.layouts._stack import Matrix, Stacker, Stored
 
@@ -45,13 +45,31 @@ class LaidOut:
                 f"{folder} has version {r.version} of {r.layout}, this program knows {layout.version}; "
                 "use the program that wrote it, or convert the canonical checkpoint again"
             )
-        sizes = Sizes(*(r.sizes[name] for name in ("experts", "hidden", "intermediate", "group")))
-        self.split = Split(sizes, r.tp, r.ep, r.pad)
+        self.split = self._split_of(layout)
         self.stacker: Stacker = _stack.make(layout, r.form, self.split, r.holding, r.tolerance)
         self.top = CheckpointReader(folder)
         tags = [folder_of(rank, self.split.ranks) for rank in range(self.split.ranks)]
         self.ranks = [CheckpointReader(folder / tag) if tag else self.top for tag in tags]
         self._loaded: OrderedDict[Any, dict[str, Matrix]] = OrderedDict()
+
+    def _split_of(self, layout: Layout) -> Split:
+        """The ranks, where config.json and the headers that were kept agree with the record."""
+        r = self.record
+        form, weight, sizes = sizes_of(self.layers)
+        said = Sizes(*(r.sizes.get(name, 0) for name in ("experts", "hidden", "intermediate", "group")))
+        holdings = layout.holdings(form)
+        if (form, weight.name, sizes, layout.pad) != (r.form, r.weight_format, said, r.pad) or isinstance(
+            holdings, str
+        ):
+            raise CheckpointError(
+                f"{_record.RECORD} says {r.weight_format} of {said}, padded to {r.pad}; the kept headers say "
+                f"{weight.name} of {sizes}, and {layout.name} pads to {layout.pad}"
+            )
+        split = Split(sizes, r.tp, r.ep, r.pad)
+        problems = split.refusals()
+        problems += [] if r.holding < len(holdings) else [f"{layout.name} has no holding {r.holding}"]
+        raise_all(problems, CheckpointError, f"{_record.RECORD} says what cannot be")
+        return split
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -69,12 +87,16 @@ class LaidOut:
 
     def header(self, shard: str) -> Path:
         """The file that keeps a canonical shard's header."""
-        return self.folder / _record.HEADERS / f"{shard}.header"
+        path = self.folder / _record.HEADERS / f"{shard}.header"
+        refuse_link_out(self.folder, path)
+        return path
 
     @cached_property
     def kept(self) -> dict[str, TensorSpec]:
         """Canonical tensors that no stack holds and no engine reads."""
         path = self.folder / _record.KEPT
+        if path.is_file():
+            refuse_link_out(self.folder, path)
         return {spec.name: spec for spec in read_header(path)[0]} if path.is_file() else {}
 
     @cached_property

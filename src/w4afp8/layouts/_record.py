@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from w4afp8._version import __version__
 from w4afp8.checkpoint import atomic
 from w4afp8.checkpoint.reader import read_json
-from w4afp8.errors import CheckpointError
+from w4afp8.errors import CheckpointError, raise_all
 from w4afp8.families import LAYOUT_METHOD
 
 FOLDER = "w4afp8"
@@ -98,9 +98,32 @@ def read(folder: Path) -> Record:
         raise CheckpointError(f"{RECORD} was changed: its checksum does not fit it; convert the checkpoint again")
     content.pop("tool", None)
     try:
-        return Record(**content)
-    except TypeError as error:
-        raise CheckpointError(f"{RECORD}: written by another version of this program ({error})") from error
+        found = Record(**content)
+        problems = list(_problems(found))
+    except (TypeError, AttributeError, KeyError) as error:
+        raise CheckpointError(f"{RECORD}: written by another version of this program ({error!r})") from error
+    raise_all(problems, CheckpointError, f"{RECORD} says what no layout can be")
+    return found
+
+
+def _problems(r: Record) -> Iterator[str]:
+    """A checksum proves nothing about who wrote it: names must stay in the directory, counts must be counts."""
+    for name in r.shards:
+        if Path(name).name != name or name in ("", ".", ".."):
+            yield f"the shard {name!r} is no plain file name"
+    for name in r.files:
+        if Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).name or "\0" in name:
+            yield f"the file {name!r} leaves the directory"
+    counts = {"tp": r.tp, "ep": r.ep, "pad": r.pad, "holding + 1": r.holding + 1, **r.sizes}
+    yield from (f"{name} is {value!r}" for name, value in counts.items() if type(value) is not int or value < 1)
+    digests = [*r.tensors.values(), *(said[key] for said in r.shards.values() for key in ("sha256", "header")),
+               *(said["sha256"] for said in r.files.values())]  # fmt: skip
+    if not all(isinstance(digest, str) and len(digest) == 64 for digest in digests):
+        yield "some digests are no SHA-256"
+    if not all(type(said["bytes"]) is int and said["bytes"] >= 0 for said in (*r.shards.values(), *r.files.values())):
+        yield "some sizes are no sizes"
+    if type(r.tolerance) not in (int, float) or not 0 <= r.tolerance < float("inf"):
+        yield f"tolerance is {r.tolerance!r}"
 
 
 def canonical_checksum(shards: Mapping[str, str]) -> str:

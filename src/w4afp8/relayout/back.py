@@ -15,7 +15,7 @@ import torch
 from w4afp8 import _version
 from w4afp8.checkpoint import atomic
 from w4afp8.checkpoint.journal import Journal
-from w4afp8.checkpoint.reader import CONFIG, INDEX
+from w4afp8.checkpoint.reader import CONFIG, INDEX, refuse_link_out
 from w4afp8.checkpoint.writer import write_all
 from w4afp8.convert import output, resources
 from w4afp8.convert.resources import Needs
@@ -140,6 +140,9 @@ def _write_files(laid: LaidOut, out: Path) -> None:
     for name in names:
         said = laid.record.files[name]
         content = laid.folder / (_record.FILES if said["kept"] else ".") / name
+        if not content.is_file():
+            raise CheckpointError(f"{name}: not in {laid.folder}; the directory is not complete, fetch it again")
+        refuse_link_out(laid.folder, content)
         with content.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != said["sha256"]:
                 raise CheckpointError(f"{name}: not the bytes that it had; {laid.folder} is damaged, fetch it again")

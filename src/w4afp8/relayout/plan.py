@@ -17,6 +17,7 @@ from w4afp8.convert.plan import OUTSIDE
 from w4afp8.convert.resources import Needs
 from w4afp8.errors import CheckpointError, RecipeError, raise_all
 from w4afp8.families._inventory import Item
+from w4afp8.families._spec import VECTOR_DTYPES
 from w4afp8.formats._spec import WeightFormat
 from w4afp8.layouts import _derived, _record
 from w4afp8.layouts._experts import Layer, inventory, layers_of, scale_names, sizes_of, static_scales
@@ -26,6 +27,7 @@ from w4afp8.layouts._stack import Stacker
 
 # Memory while one expert moves: its tensors, a byte per nibble, the stored pieces, and both read back.
 COPIES = 10
+ONE: tuple[tuple[int, ...], ...] = ((), (1,))  # shapes of one number
 
 Shards = Mapping[str, tuple[TensorSpec, ...]]  # file name -> its tensors
 
@@ -169,10 +171,9 @@ def _require_scales(layers: Mapping[int, Layer], scales: Mapping[str, TensorSpec
     wanted = {
         name for layer in layers.values() for e in range(len(layer.experts)) for name in scale_names(layer, e).values()
     }
-    missing = sorted(wanted - scales.keys())
-    raise_all(
-        [f"{name} is missing" for name in missing[:5]], CheckpointError, "some experts have no static activation scale"
-    )
+    missing = [f"{name} is missing" for name in sorted(wanted - scales.keys())[:5]]
+    odd = [f"{s}: expected one number" for s in scales.values() if s.dtype not in VECTOR_DTYPES or s.shape not in ONE]
+    raise_all(missing + odd[:5], CheckpointError, "not every expert has its static activation scales")
 
 
 def _files(tensors: Mapping[int | None, list[TensorSpec]], shard_bytes: int) -> dict[int | None, Shards]:

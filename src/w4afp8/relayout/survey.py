@@ -75,7 +75,10 @@ def header_bytes(path: Path) -> bytes:
 def _choose(order: Order, progress: Progress) -> int:
     """Every scale looked at: are they numbers, and which holding holds them all?"""
     refused: list[list[str]] = [[] for _ in order.stackers]
-    sick: list[str] = []
+    sick = [
+        f"{spec} is {value}, expected a positive number" for spec in order.scales.values()
+        if not 0 < (value := float(order.reader.read(spec.name).float().reshape(()))) < float("inf")
+    ]  # fmt: skip
     looks = [
         partial(_look, order, f"{layer.stem}.{expert}", holders)
         for layer in order.layers.values() for expert, holders in enumerate(layer.experts)
