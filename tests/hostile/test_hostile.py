@@ -65,9 +65,9 @@ def command_in_child(words: list[str], said: Path) -> int:
         return os.waitstatus_to_exitcode(status)
     try:
         sys.stdout, sys.stderr = said.with_name("out.txt").open("w"), said.open("w", errors="backslashreplace")
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        pages = int(Path("/proc/self/statm").read_text().split()[5])  # what it may write to; reserved space is free
         limit = pages * resource.getpagesize() + MOST_BYTES
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(SECONDS)
         code = code_of(lambda: cli.main(args=words, standalone_mode=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -18,8 +19,11 @@ from w4afp8.checkpoint.spec import NAMES, TensorSpec
 from w4afp8.errors import CheckpointError
 
 METADATA = {"format": "pt"}  # transformers-style loaders look for it
-# Written bytes are sent to the disk this early, so that the end of a large file has not all of them to wait for.
-AHEAD_BYTES = 64 << 20
+# A run of bytes this long is handed to the disk as soon as it is written, and leaves the page cache so many runs later:
+# the end of a large file does not wait for all of it, pages are used again instead of new ones being found, and what
+# other programs keep in memory stays there.
+RELEASED_BYTES = 1 << 20
+UNDER_WAY = 16
 
 
 class ShardWriter:
@@ -40,7 +44,7 @@ class ShardWriter:
         self._across: dict[str, tuple[TensorSpec, int]] = {}
         self.digests: dict[str, str] = {}
         self._file = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        self._behind_bytes = 0
+        self._under_way: deque[tuple[int, int]] = deque()
         write_all(self._file, memoryview(header), 0)
 
     def put(self, name: str, tensor: Tensor) -> None:
@@ -100,10 +104,15 @@ class ShardWriter:
 
     def _write(self, data: memoryview, position: int) -> None:
         write_all(self._file, data, position)
-        self._behind_bytes += len(data)  # of two threads one may be forgotten: nothing but a little time hangs on it
-        if self._behind_bytes >= AHEAD_BYTES:
-            self._behind_bytes = 0
-            os.fdatasync(self._file)
+        if len(data) >= RELEASED_BYTES and hasattr(os, "posix_fadvise"):
+            self._release(position, len(data))
+            self._under_way.append((position, len(data)))
+            if len(self._under_way) > UNDER_WAY:
+                self._release(*self._under_way.popleft())
+
+    def _release(self, position: int, length: int) -> None:
+        """Start writing a run that is in memory alone; forget one that is on the disk."""
+        os.posix_fadvise(self._file, position, length, os.POSIX_FADV_DONTNEED)
 
     def _take(self, name: str) -> TensorSpec:
         spec = self._waiting.pop(name, None)
