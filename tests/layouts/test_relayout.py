@@ -19,6 +19,7 @@ import w4afp8.kernels
 from test_resume import FINISHED, Countdown, in_child, tree, wait
 from w4afp8 import conversion, layouts
 from w4afp8.card import write as write_card
+from w4afp8.checkpoint.journal import Journal
 from w4afp8.cli import cli, code_of
 from w4afp8.errors import (
     CheckpointError,
@@ -49,10 +50,10 @@ def into(source: Path, name: str, out: Path, *, tp: int = 1, ep: int = 1, tolera
     return lay_out(prepare(source, name, out, tp=tp, ep=ep, tolerance=tolerance, shard_gb=SHARD_GB), **how)
 
 
-def back(laid_out: Path, out: Path, **how: Any) -> None:
-    laid, needs = prepare_back(laid_out, out)
+def back(laid_out: Path, out: Path, jobs: int | None = None, **how: Any) -> None:
+    laid, needs, jobs = prepare_back(laid_out, jobs)
     with laid:
-        restore(laid, needs, out, **how)
+        restore(laid, needs, out, jobs, **how)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -256,7 +257,7 @@ def test_a_layout_is_no_source_of_another(int4: Make, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="a layout is compared byte for byte, nothing is multiplied"):
         validate(out, device="cuda")
     with pytest.raises(RecipeError, match="no layout to go back from"):
-        prepare_back(source, tmp_path / "none")
+        prepare_back(source)
     with pytest.raises(ResumeError, match="holds a finished checkpoint"):
         into(source, "sm90", out)
     with pytest.raises(CheckpointError, match="is the source itself"):
@@ -295,6 +296,55 @@ def test_never_resuming_begins_anew(int4: Make, tmp_path: Path) -> None:
         back(out, tmp_path / "again", stop=stops_after(2))
     back(out, tmp_path / "again", resume=Resume.NEVER)
     assert files(tmp_path / "again") == files(source)
+
+
+def test_never_resuming_also_forgets_a_run_that_was_cut_among_its_last_files(
+    int4: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = int4(num_hidden_layers=2), tmp_path / "out"
+    (source / "tokenizer.json").write_text("{}")
+
+    def full(record: Record, folder: Path) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr(Record, "write", full)
+        into(source, "marlin", out)
+    assert (out / "tokenizer.json").is_file()
+    into(source, "sm90", out, resume=Resume.NEVER)
+    assert validate(out).passed
+
+
+@pytest.mark.parametrize("way", ["into", "back", "format"])
+def test_never_resuming_does_not_forget_the_source(int4: Make, tmp_path: Path, way: str) -> None:
+    """A run that is killed in its last moment leaves a whole checkpoint and its journal."""
+    source = int4(num_hidden_layers=2)
+    if way == "back":
+        into(source, "sm90", tmp_path / "laid")
+        source = tmp_path / "laid"
+    Journal(source / "w4afp8" / "state").open({"tool": "killed"})
+    before = files(source)
+    with pytest.raises(CheckpointError, match="is the source itself"):
+        if way == "into":
+            into(source, "sm90", source, resume=Resume.NEVER)
+        elif way == "back":
+            back(source, source, resume=Resume.NEVER)
+        else:
+            prepared = conversion.prepare(source, "compressed_tensors_w4a8", source, 1.0)
+            conversion.run(prepared, resume=Resume.NEVER)
+    assert files(source) == before
+
+
+def test_the_bytes_do_not_depend_on_the_jobs(int4: Make, gpt_oss: Path, tmp_path: Path) -> None:
+    """Of experts with tensors of their own, and of stacked ones, whose parts are digested in order."""
+    for source in (int4(num_hidden_layers=2), gpt_oss):
+        out = tmp_path / f"{source.name}-laid"
+        into(source, "marlin", out, ep=2)
+        for jobs in (1, 5):
+            back(out, tmp_path / f"{source.name}-{jobs}", jobs)
+            assert files(tmp_path / f"{source.name}-{jobs}") == files(source)
+    with pytest.raises(RecipeError, match="--jobs is 0"):
+        back(out, tmp_path / "none", 0)
 
 
 @pytest.mark.parametrize("direction", ["into", "back"])
@@ -357,6 +407,36 @@ def test_a_damaged_layout_does_not_become_a_checkpoint(int4: Make, tmp_path: Pat
     assert not (tmp_path / "again" / "config.json").exists()
 
 
+@pytest.mark.parametrize("what", [".w13_scale", ".w2", ".input_scale", "q_a_layernorm.weight"])
+@pytest.mark.parametrize("change", ["longer", "flat"])
+def test_tensors_of_other_shapes_are_named(int4: Make, tmp_path: Path, what: str, change: str) -> None:
+    """Sound files, so only who knows the layout sees that they do not belong here."""
+    out = tmp_path / "out"
+    into(int4(num_hidden_layers=2, num_nextn_predict_layers=0), "sm90", out)
+    for path in out.rglob("*.safetensors"):
+        held = load_file(path)
+        name = next((name for name in held if name.endswith(what)), None)
+        if name is not None:
+            held[name] = torch.cat([held[name], held[name]]) if change == "longer" else held[name].reshape(1, -1)
+            save_file(held, path, {"format": "pt"})
+    report = validate(out)
+    assert not report.passed and what in str(report.problems[0])
+    if change == "longer" or what.startswith((".w", ".input")):
+        with pytest.raises(CheckpointError, match=r"expected|its bytes are not those"):
+            back(out, tmp_path / "again")
+        assert not (tmp_path / "again" / "config.json").exists()
+
+
+def test_half_a_character_in_the_config_comes_back_too(int4: Make, tmp_path: Path) -> None:
+    source = int4(num_hidden_layers=2)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "note": "\ud83d"}))
+    into(source, "sm90", tmp_path / "out")
+    assert validate(tmp_path / "out").passed
+    back(tmp_path / "out", tmp_path / "again")
+    assert files(tmp_path / "again") == files(source)
+
+
 def forged(folder: Path, **changes: Any) -> None:
     """A record that says something else, with a checksum that fits it."""
     record = replace(_record.read(folder), **changes)
@@ -368,6 +448,13 @@ HOSTILE: dict[str, tuple[Callable[[Record], dict[str, Any]], str]] = {
     "file": (lambda r: {"files": r.files | {"../evil": EVIL}}, "leaves the directory"),
     "root": (lambda r: {"files": r.files | {"/evil": EVIL}}, "leaves the directory"),
     "shard": (lambda r: {"shards": {f"../{n}": s for n, s in r.shards.items()}}, "is no plain file name"),
+    "no name": (lambda r: {"shards": {f"{n}\0": s for n, s in r.shards.items()}}, "is no plain file name"),
+    "long name": (lambda r: {"shards": {n * 99: s for n, s in r.shards.items()}}, "is no plain file name"),
+    "half a name": (lambda r: {"shards": {f"{n}\ud83d": s for n, s in r.shards.items()}}, "is no plain file name"),
+    "half a file": (lambda r: {"files": r.files | {"\ud83d": EVIL}}, "a name that no file can have"),
+    "no checksum": (lambda r: {"canonical": 5}, "canonical is 5, expected text"),
+    "no layout": (lambda r: {"layout": ["sm90"]}, "layout is .'sm90'., expected text"),
+    "fewer digests": (lambda r: {"tensors": dict([*r.tensors.items()][1:])}, "its digest or its header is missing"),
     "ranks": (lambda r: {"tp": 2**62, "ep": 2**62}, "do not divide|at most --tp"),
     "no ranks": (lambda r: {"tp": 0}, "tp is 0"),
     "holding": (lambda r: {"holding": 7}, "has no holding 7"),
@@ -436,6 +523,9 @@ def test_a_proof_of_the_canonical_checkpoint_proves_the_layout(
     assert prove(tmp_path / "late"), "the proof travels with the bytes"
     assert not prove(tmp_path / "early"), "nothing was proven then"
     assert prove(tmp_path / "early", source), "the canonical directory has been proven since"
+    save_file({"x": torch.ones(1)}, source / "x.safetensors")
+    assert prove(tmp_path / "early", source), "what is no shard of it is no part of the checksum"
+    (source / "x.safetensors").unlink()
     report = validate(tmp_path / "early", origin)
     assert not report.passed and "another checkpoint" in str(report.problems[0])
     assert gate.state(tmp_path / "late").state is gate.State.PROVEN
@@ -495,7 +585,8 @@ def test_inside_a_checkpoint_no_further_words_are_needed(
         (("--format", "compressed_tensors_w4a8", "--layout", "sm90"), "give either --format or --layout"),
         (("--format", "compressed_tensors_w4a8", "--tp", "2"), "belong to a --layout"),
         (("--layout", "canonical", "--ep", "2"), "belong to a --layout"),
-        (("--layout", "canonical", "--jobs", "2"), "one expert after the other"),
+        (("--layout", "canonical", "--shard-gb", "2"), "the shards that there were"),
+        (("--layout", "canonical", "--shard-gb", "5"), "the shards that there were"),
     ],
 )
 def test_options_that_mean_nothing_together_are_refused(

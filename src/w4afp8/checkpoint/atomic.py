@@ -47,5 +47,10 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically: two-space indent, keys in the given order, final newline; half a character is escaped."""
-    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
+    """Write JSON atomically, as `as_json` renders it."""
+    write_bytes(path, as_json(content))
+
+
+def as_json(content: Any) -> bytes:
+    """Two-space indent, keys in the given order, final newline; half a character is escaped."""
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")

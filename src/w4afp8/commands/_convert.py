@@ -69,13 +69,13 @@ def to_layout(
     }  # fmt: skip
 
 
-def to_canonical(screen: Screen, resume: Resume) -> dict[str, Any]:
+def to_canonical(screen: Screen, jobs: int | None, resume: Resume) -> dict[str, Any]:
     """Back to the checkpoint that was laid out."""
-    laid, needs = back.prepare_back(screen.source, screen.out)
+    laid, needs, jobs = back.prepare_back(screen.source, jobs)
     with laid:
         screen.head(laid.record.layout, laid.record.weight_format)
         with StopRequests(screen.errors) as stop, screen.progress(len(laid.record.shards)) as progress:
-            back.restore(laid, needs, screen.out, resume=resume, listener=progress, stop=lambda: stop.asked)
+            back.restore(laid, needs, screen.out, jobs, resume=resume, listener=progress, stop=lambda: stop.asked)
     return {
         "output": str(screen.out), "bytes": needs.output, "from": laid.record.layout, "to": laid.record.weight_format,
         "canonical_sha256": laid.record.canonical, "proof": back.PROOF,

@@ -9,6 +9,8 @@ import click
 from w4afp8.commands._shared import ERR, JSON_FLAG, OUT, print_json
 from w4afp8.errors import RecipeError
 
+SHARD_GB = 5.0
+
 
 @click.command()
 @click.argument("source", default=".")
@@ -21,16 +23,14 @@ from w4afp8.errors import RecipeError
               help="How far a searched scale may stand from the true one, relative.")  # fmt: skip
 @click.option("-o", "--output-dir", type=click.Path(path_type=Path),
               help="Default: SOURCE-NAME, beside the source if that is the working directory, else here.")  # fmt: skip
-@click.option("--shard-gb", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True)
-@click.option(
-    "--jobs", type=int, help="Of --format: experts converted at a time.  Default: one more than cores, at most 8."
-)
+@click.option("--shard-gb", type=click.FloatRange(0, min_open=True), help=f"Default: {SHARD_GB:g}.")
+@click.option("--jobs", type=int, help="Experts at a time.  Default: one more than cores, at most 8.")
 @click.option("--resume", type=click.Choice(["auto", "required", "never"]), default="auto", show_default=True)
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 @JSON_FLAG
 def convert(
     source: str, format_name: str | None, layout_name: str | None, tp: int, ep: int, tolerance: float,
-    output_dir: Path | None, shard_gb: float, jobs: int | None, resume: str, quiet: bool, as_json: bool,
+    output_dir: Path | None, shard_gb: float | None, jobs: int | None, resume: str, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Move a 4-bit checkpoint to another format or layout, every number read back, or say why it cannot be.
 
@@ -45,8 +45,9 @@ def convert(
         raise RecipeError("give either --format or --layout: what is the checkpoint to become?")
     if (tp, ep, tolerance) != (1, 1, 0.0) and layout_name in (None, layouts.CANONICAL):
         raise RecipeError("--tp, --ep and --tolerance belong to a --layout; its way back takes every rank there is")
-    if jobs is not None and layout_name == layouts.CANONICAL:
-        raise RecipeError("--jobs: the way back takes one expert after the other; leave it out")
+    if shard_gb is not None and layout_name == layouts.CANONICAL:
+        raise RecipeError("--shard-gb: the way back writes the shards that there were; leave it out")
+    size = SHARD_GB if shard_gb is None else shard_gb
     resources.keep_freed_memory()
     folder = hub.find_model(source)
     out = output_dir or default_output(folder, format_name or layout_name or "")
@@ -54,11 +55,11 @@ def convert(
     screen = _convert.Screen(OUT, ERR, folder, out, text)
     mode = Resume(resume)
     if format_name is not None:
-        found = _convert.to_format(screen, format_name, shard_gb, jobs, mode)
+        found = _convert.to_format(screen, format_name, size, jobs, mode)
     elif layout_name == layouts.CANONICAL:
-        found = _convert.to_canonical(screen, mode)
+        found = _convert.to_canonical(screen, jobs, mode)
     else:
-        found = _convert.to_layout(screen, layout_name or "", tp, ep, tolerance, shard_gb, jobs, mode)
+        found = _convert.to_layout(screen, layout_name or "", tp, ep, tolerance, size, jobs, mode)
     if as_json:
         print_json(found)
     elif text:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -27,19 +28,24 @@ def check(jobs: int) -> int:
     return jobs
 
 
-def in_parallel(jobs: int, tasks: Sequence[Callable[[], T]]) -> Iterator[T]:
+def in_parallel(jobs: int, tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
     """The results in the order of the tasks, `jobs` of which are at work; after the first failure none begins.
 
-    Each task has one of torch's threads: the tasks themselves are what runs side by side.
+    None is taken up before the one `jobs` places earlier has been handed over, so that results do not pile up where
+    they are used slowly.  Each task has one of torch's threads: the tasks themselves are what runs side by side.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(jobs) as pool:
-            waiting = [pool.submit(task) for task in tasks]
+            waiting: deque[Future[T]] = deque()
             try:
-                for future in waiting:
-                    yield future.result()
+                for task in tasks:
+                    waiting.append(pool.submit(task))
+                    if len(waiting) > jobs:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
             finally:
                 for future in waiting:
                     future.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from w4afp8.checkpoint import atomic
@@ -18,8 +19,7 @@ def check(out: Path, source: Path, record_folder: str, journal: Journal, resume:
     """Raises: ResumeError for a directory that is finished, a stranger's, or not what `resume` asks for;
     CheckpointError when it is the source itself.
     """
-    if out.resolve() == source.resolve():
-        raise CheckpointError(f"{out} is the source itself; choose another output (-o)")
+    _refuse_source(out, source)
     if out.exists() and not out.is_dir():
         raise ResumeError(f"{out} is a file, expected a directory; choose another output (-o)")
     begun = journal.fingerprint is not None
@@ -33,19 +33,29 @@ def check(out: Path, source: Path, record_folder: str, journal: Journal, resume:
     side_files(source)  # what cannot be copied at the end is refused now
 
 
+def _refuse_source(out: Path, source: Path) -> None:
+    if out.resolve() == source.resolve():
+        raise CheckpointError(f"{out} is the source itself; choose another output (-o)")
+
+
 def discard(out: Path, source: Path, plan: Plan, journal: Journal) -> None:
-    """Forget an unfinished run and all it may have written; a finished checkpoint is never touched.
+    """Forget an unfinished run and all it may have written.  Raises: as `forget`."""
+    own = [plan.target.input_scale.file] if plan.target.input_scale.file else []
+    named = [CONFIG, INDEX, *own, *plan.target.side_files(plan.config), *side_files(source)]
+    forget(out, source, [*(out / name for name in named), *out.glob("model-*.safetensors")], journal)
+
+
+def forget(out: Path, source: Path, written: Iterable[Path], journal: Journal) -> None:
+    """Remove what an unfinished run has `written`; without one nothing is touched.
 
     The journal goes last: killed on the way, the next run finds shards missing and says so.
+    Raises: CheckpointError when `out` is the source, which a run killed in its last moment leaves with a journal.
     """
     if journal.fingerprint is None:
         return
-    own = [plan.target.input_scale.file] if plan.target.input_scale.file else []
-    named = [CONFIG, INDEX, *own, *plan.target.side_files(plan.config), *side_files(source)]
-    for name in named:
-        (out / name).unlink(missing_ok=True)
-    for path in [*out.glob("model-*.safetensors"), *out.rglob(f"*{atomic.PARTIAL}")]:
-        path.unlink()
+    _refuse_source(out, source)
+    for path in [*written, *out.rglob(f"*{atomic.PARTIAL}")]:
+        path.unlink(missing_ok=True)
     for folder in sorted((path for path in out.rglob("*") if path.is_dir()), reverse=True):
         with contextlib.suppress(OSError):  # not empty: not only ours
             folder.rmdir()

@@ -5,8 +5,7 @@ Memory is a few experts.  Nothing here trusts what it reads: the digests of the 
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -25,8 +24,6 @@ from w4afp8.layouts._experts import Holder, Layer, inventory, layers_of, sizes_o
 from w4afp8.layouts._spec import STACKS, Layout
 from w4afp8.layouts._split import Sizes, Split, folder_of
 from w4afp8.layouts._stack import Matrix, Stacker, Stored
-
-CACHED_STACKS = 4  # gate and up of one expert come from one stack, its scales and codes one after the other
 
 
 class LaidOut:
@@ -50,7 +47,6 @@ class LaidOut:
         self.top = CheckpointReader(folder)
         tags = [folder_of(rank, self.split.ranks) for rank in range(self.split.ranks)]
         self.ranks = [CheckpointReader(folder / tag) if tag else self.top for tag in tags]
-        self._loaded: OrderedDict[Any, dict[str, Matrix]] = OrderedDict()
 
     def _split_of(self, layout: Layout) -> Split:
         """The ranks, where config.json and the headers that were kept agree with the record."""
@@ -67,6 +63,7 @@ class LaidOut:
             )
         split = Split(sizes, r.tp, r.ep, r.pad)
         problems = split.refusals()
+        problems += [f"{n}: its digest or its header is missing" for n in sorted(self.specs.keys() ^ r.tensors.keys())]
         problems += [] if r.holding < len(holdings) else [f"{layout.name} has no holding {r.holding}"]
         raise_all(problems, CheckpointError, f"{_record.RECORD} says what cannot be")
         return split
@@ -100,6 +97,11 @@ class LaidOut:
         return {spec.name: spec for spec in read_header(path)[0]} if path.is_file() else {}
 
     @cached_property
+    def planned(self) -> dict[str, TensorSpec]:
+        """Every piece of every stack, as a rank holds it."""
+        return {spec.name: spec for layer in self.layers.values() for _, _, spec in self.stacker.specs(layer.stem)}
+
+    @cached_property
     def layers(self) -> dict[int, Layer]:
         """Where the canonical checkpoint keeps its experts."""
         family, items = inventory(self.config, self.specs)
@@ -114,35 +116,43 @@ class LaidOut:
             name, axis = f"{layer.stem}.{stack}{piece.suffix}", piece.order.expert_axis
             if name not in reader.specs:
                 raise CheckpointError(f"{name}: not in {reader.folder}; the directory is not complete")
+            _require_alike(reader.specs[name], self.planned[name])
             tensor = reader.read(name, local) if axis == 0 else reader.read_across(name, local)
             found[piece.suffix] = tensor.unsqueeze(axis)
         return found
 
-    def matrices(self, layer: Layer, expert: int, stack: str) -> dict[str, Matrix]:
+    def _matrices(self, layer: Layer, expert: int, stack: str) -> dict[str, Matrix]:
         """The canonical matrices of one stack of one expert, by projection."""
-        key = layer.number, expert, stack
-        if key not in self._loaded:
-            parts = [
-                self.stacker.load(stack, self.stored(layer, expert, stack, rank), rank) for rank in range(self.split.tp)
-            ]
-            self._loaded[key] = self.stacker.whole(stack, parts)
-            if len(self._loaded) > CACHED_STACKS:
-                self._loaded.popitem(last=False)
-        self._loaded.move_to_end(key)
-        return self._loaded[key]
+        ranks = range(self.split.tp)
+        parts = [self.stacker.load(stack, self.stored(layer, expert, stack, rank), rank) for rank in ranks]
+        return self.stacker.whole(stack, parts)
 
-    def tensors(self, layer: Layer, expert: int, holder: Holder) -> dict[str, Tensor]:
-        """The canonical tensors that one holder stands in, or their part, by name."""
-        matrices: dict[str, Matrix] = {}
-        for stack, projections in STACKS.items():
-            if set(projections) & set(holder.projections):
-                matrices |= self.matrices(layer, expert, stack)
-        kept = [spec.name for spec in holder.item.tensors if spec.name in self.kept]
-        found = holder.write(matrices)
-        return found | {name: self.read_kept(name, holder.part) for name in kept}
+    def tensors(
+        self, layer: Layer, expert: int, wanted: Collection[str] | None = None
+    ) -> list[tuple[Holder, dict[str, Tensor]]]:
+        """The canonical tensors that one expert stands in, or their part, by name; holders of none `wanted` left out.
+
+        Each stack is read once.  Several threads may ask for different experts.
+        """
+        stacks: dict[str, dict[str, Matrix]] = {}
+        found = []
+        for holder in layer.experts[expert]:
+            names = [spec.name for spec in holder.item.tensors]
+            if wanted is not None and not any(name in wanted for name in names):
+                continue
+            matrices: dict[str, Matrix] = {}
+            for stack, projections in STACKS.items():
+                if set(projections) & set(holder.projections):
+                    if stack not in stacks:
+                        stacks[stack] = self._matrices(layer, expert, stack)
+                    matrices |= stacks[stack]
+            kept = {name: self.read_kept(name, holder.part) for name in names if name in self.kept}
+            found.append((holder, holder.write(matrices) | kept))
+        return found
 
     def read_kept(self, name: str, part: int | None = None) -> Tensor:
         """A tensor of KEPT, or one part of it along its first axis."""
+        _require_alike(self.kept[name], self.specs.get(name))
         spec = self.kept[name] if part is None else self.kept[name].part(part)
         with (self.folder / _record.KEPT).open("rb") as file:
             file.seek(spec.begin)
@@ -159,7 +169,11 @@ class LaidOut:
 
     def read(self, name: str, part: int | None = None) -> Tensor:
         """A canonical tensor that no stack holds, or one part of it along its first axis."""
-        return self.read_kept(name, part) if name in self.kept else self.top.read(name, part)
+        if name in self.kept:
+            return self.read_kept(name, part)
+        if name in self.top.specs:
+            _require_alike(self.top.specs[name], self.specs.get(name))
+        return self.top.read(name, part)
 
     def others(self) -> Iterator[str]:
         """Canonical tensors that are no expert's, by name."""
@@ -186,3 +200,10 @@ class LaidOut:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _require_alike(found: TensorSpec, planned: TensorSpec | None) -> None:
+    """Raises: CheckpointError when what stands there is no tensor of that dtype and shape: a torn or forged file."""
+    if planned is None or (found.dtype, found.shape) != (planned.dtype, planned.shape):
+        expected = f"{planned.dtype} {list(planned.shape)}" if planned else "no such tensor"
+        raise CheckpointError(f"{found}: expected {expected}; the directory is damaged, fetch it again")

@@ -21,10 +21,10 @@ tables are printed from `src/w4afp8/layouts/` by `python tests/layouts/test_layo
 
 **Every layout is reversible.** The canonical headers, config, index, activation scales and the digests of every
 tensor and file are kept in `w4afp8/canonical/` and `w4afp8/layout.json`; `--layout canonical` compares each as it
-writes. `w4afp8 validate` takes every expert out of its stacks, compares the digests, lays it out again and compares
-the stacks, streaming, without a second copy. It is a proof if the canonical checkpoint was proven: validate that
-first, or give it as `--against`. The checksum of the canonical bytes stands in every shard's metadata, in
-`config.json` and in `layout.json`.
+writes, `--jobs` experts at a time as on the way there. `w4afp8 validate` takes every expert out of its stacks,
+compares the digests, lays it out again and compares the stacks, streaming, without a second copy. It is a proof if
+the canonical checkpoint was proven: validate that first, or give it as `--against`. The checksum of the canonical
+bytes stands in every shard's metadata, in `config.json` and in `layout.json`.
 
 **Ranks.** `--tp N` cuts gate and up by rows and down by inputs, each projection by itself, never through a group
 that shares a scale; where the groups do not divide, the last rank is shorter and padded. `--ep N` gives every group

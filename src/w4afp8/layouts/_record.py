@@ -25,6 +25,7 @@ HEADERS = f"{CANONICAL_FOLDER}/headers"
 FILES = f"{CANONICAL_FOLDER}/files"
 KEPT = f"{CANONICAL_FOLDER}/kept.safetensors"
 CHECKSUM = "checksum"
+LONGEST_NAME = 240  # bytes; file systems take 255, and `.partial` and `.header` are added
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Record:
         """The file's bytes, its checksum first."""
         content = {"tool": {"name": "w4afp8", "version": __version__}, **asdict(self)}
         found = {CHECKSUM: _checksum(content), **content}
-        return (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode()
+        return atomic.as_json(found)
 
     def write(self, folder: Path) -> None:
         (folder / FOLDER).mkdir(exist_ok=True)
@@ -109,11 +110,16 @@ def read(folder: Path) -> Record:
 def _problems(r: Record) -> Iterator[str]:
     """A checksum proves nothing about who wrote it: names must stay in the directory, counts must be counts."""
     for name in r.shards:
-        if Path(name).name != name or name in ("", ".", ".."):
+        if Path(name).name != name or name in ("", ".", "..") or not _is_a_name(name):
             yield f"the shard {name!r} is no plain file name"
     for name in r.files:
-        if Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).name or "\0" in name:
+        if Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).name:
             yield f"the file {name!r} leaves the directory"
+        elif not _is_a_name(name):
+            yield f"the file {name!r} has a name that no file can have"
+    texts = {"layout": r.layout, "read_by": r.read_by, "form": r.form, "weight_format": r.weight_format,
+             "canonical": r.canonical}  # fmt: skip
+    yield from (f"{name} is {value!r}, expected text" for name, value in texts.items() if not isinstance(value, str))
     counts = {"tp": r.tp, "ep": r.ep, "pad": r.pad, "holding + 1": r.holding + 1, **r.sizes}
     yield from (f"{name} is {value!r}" for name, value in counts.items() if type(value) is not int or value < 1)
     digests = [*r.tensors.values(), *(said[key] for said in r.shards.values() for key in ("sha256", "header")),
@@ -126,6 +132,14 @@ def _problems(r: Record) -> Iterator[str]:
         yield f"tolerance is {r.tolerance!r}"
 
 
+def _is_a_name(name: str) -> bool:
+    """Whether a file can be called so: as long as file systems allow, and no half characters."""
+    try:
+        return "\0" not in name and all(len(part.encode()) <= LONGEST_NAME for part in Path(name).parts)
+    except UnicodeEncodeError:
+        return False
+
+
 def canonical_checksum(shards: Mapping[str, str]) -> str:
     """Of file -> SHA-256: what `LC_ALL=C sha256sum *.safetensors | sha256sum` prints."""
     lines = b"".join(
@@ -135,4 +149,4 @@ def canonical_checksum(shards: Mapping[str, str]) -> str:
 
 
 def _checksum(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode(errors="backslashreplace")).hexdigest()

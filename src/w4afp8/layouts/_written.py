@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -28,8 +27,3 @@ def index(specs: Iterable[TensorSpec]) -> dict[str, Any]:
         "metadata": {"total_size": sum(spec.span_bytes for spec in listed)},
         "weight_map": {spec.name: spec.shard for spec in sorted(listed, key=lambda s: s.name)},
     }
-
-
-def as_json(content: Mapping[str, Any]) -> bytes:
-    """As `checkpoint.atomic.write_json` writes it."""
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -17,6 +17,7 @@ from w4afp8.checkpoint import atomic
 from w4afp8.checkpoint.journal import Journal
 from w4afp8.checkpoint.reader import CONFIG, INDEX, refuse_link_out
 from w4afp8.checkpoint.writer import write_all
+from w4afp8.convert import jobs as parallel
 from w4afp8.convert import output, resources
 from w4afp8.convert.resources import Needs
 from w4afp8.convert.survey import headers_identity
@@ -31,40 +32,43 @@ from w4afp8.relayout.run import STATE
 PROOF = "every tensor and file has the digest that the canonical checkpoint had"
 
 
-def prepare_back(source: Path, out: Path) -> tuple[LaidOut, Needs]:
-    """Everything that can be refused from headers.  Raises: RecipeError, CheckpointError, FormatError."""
+def prepare_back(source: Path, jobs: int | None = None) -> tuple[LaidOut, Needs, int]:
+    """What can be refused from headers, what it takes, and how many experts at a time (default: by the cores).
+
+    Raises: RecipeError, CheckpointError, FormatError.
+    """
+    jobs = parallel.default() if jobs is None else parallel.check(jobs)
     if not source.is_dir():
         raise CheckpointError(f"{source}: no such directory; give the directory of a layout")
     if not _record.is_laid_out(source):
         raise RecipeError(f"{source} holds no {_record.RECORD}: it has no layout to go back from")
     laid = LaidOut(source)
-    missing = laid.specs.keys() - laid.record.tensors.keys()
-    if missing or not laid.layers:
-        raise CheckpointError(f"{_record.RECORD} and the kept headers do not agree on {sorted(missing)[:5]}")
     s = laid.split.sizes
     largest = 3 * s.hidden * s.intermediate // 2
     total = sum(said["bytes"] for said in (*laid.record.shards.values(), *laid.record.files.values()))
     resident = psutil.Process().memory_info().rss
-    return laid, Needs(resident, {"one expert": COPIES * largest}, output=total, state=0)
+    phases = {"one expert a job": jobs * COPIES * largest}
+    return laid, Needs(resident, phases, output=total, state=0, remedy="lower --jobs"), jobs
 
 
 def restore(
     laid: LaidOut,
     needs: Needs,
     out: Path,
+    jobs: int,
     *,
     resume: Resume = Resume.AUTO,
     listener: Listener = ignore,
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Write the canonical directory.
+    """Write the canonical directory, `jobs` experts at a time; the bytes do not depend on it.
 
     Raises: CheckpointError naming the first tensor or file whose bytes are not the recorded ones; Stopped when `stop`
     said so after a finished shard.  Run again to go on.
     """
     journal = Journal(out / _record.FOLDER / STATE)
-    if resume is Resume.NEVER and journal.fingerprint is not None:
-        _discard(laid, out, journal)
+    if resume is Resume.NEVER:
+        output.forget(out, laid.folder, [out / n for n in (*laid.record.shards, *laid.record.files)], journal)
     output.check(out, laid.folder, _record.FOLDER, journal, resume)
     resources.check(needs, out)
     journal.open(
@@ -79,7 +83,7 @@ def restore(
             if stop():
                 raise Stopped(f"stopped before {shard}; what is finished is kept, run the same command to go on")
             began = time.monotonic()
-            _write_shard(laid, shard, out / shard)
+            _write_shard(laid, shard, out / shard, jobs)
             journal.finish(shard, {})
             seconds = round(time.monotonic() - began, 3)
             listener({"event": "unit", "unit": shard, "layer": None, "seconds": seconds})
@@ -88,7 +92,7 @@ def restore(
     listener({"event": "done", "bytes": needs.output, "peak_rss_bytes": resources.peak_resident_bytes()})
 
 
-def _write_shard(laid: LaidOut, shard: str, path: Path) -> None:
+def _write_shard(laid: LaidOut, shard: str, path: Path, jobs: int) -> None:
     partial = path.with_name(path.name + atomic.PARTIAL)
     header = laid.header(shard).read_bytes()
     if hashlib.sha256(header).hexdigest() != laid.record.shards[shard]["header"]:
@@ -97,7 +101,7 @@ def _write_shard(laid: LaidOut, shard: str, path: Path) -> None:
     descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
         write_all(descriptor, memoryview(header), 0)
-        for name, offset, piece in _pieces(laid, shard):
+        for name, offset, piece in _pieces(laid, shard, jobs):
             data = piece.numpy().data
             write_all(descriptor, data, laid.specs[name].begin + offset)
             digests.setdefault(name, hashlib.sha256()).update(data)
@@ -115,7 +119,7 @@ def _write_shard(laid: LaidOut, shard: str, path: Path) -> None:
     atomic.commit(partial, path)
 
 
-def _pieces(laid: LaidOut, shard: str) -> Iterator[tuple[str, int, torch.Tensor]]:
+def _pieces(laid: LaidOut, shard: str, jobs: int) -> Iterator[tuple[str, int, torch.Tensor]]:
     """(tensor, offset in it, bytes) of everything in a shard; each tensor's pieces in order."""
     here = {name for name, spec in laid.specs.items() if spec.shard == shard}
     for name in laid.others():
@@ -123,15 +127,17 @@ def _pieces(laid: LaidOut, shard: str) -> Iterator[tuple[str, int, torch.Tensor]
         for piece in laid.pieces_of(name) if name in here else ():
             yield name, offset, piece
             offset += len(piece)
-    for layer in laid.layers.values():
-        for expert, holders in enumerate(layer.experts):
-            for holder in holders:
-                if here.isdisjoint(spec.name for spec in holder.item.tensors):
-                    continue
-                for name, tensor in laid.tensors(layer, expert, holder).items():
-                    if name in here:
-                        flat = tensor.contiguous().reshape(-1).view(torch.uint8)
-                        yield name, (holder.part or 0) * len(flat), flat
+    tasks = [
+        partial(laid.tensors, layer, expert, here)
+        for layer in laid.layers.values() for expert, holders in enumerate(layer.experts)
+        if any(spec.name in here for holder in holders for spec in holder.item.tensors)
+    ]  # fmt: skip
+    for held in parallel.in_parallel(jobs, tasks):
+        for holder, tensors in held:
+            for name, tensor in tensors.items():
+                if name in here:
+                    flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+                    yield name, (holder.part or 0) * len(flat), flat
 
 
 def _write_files(laid: LaidOut, out: Path) -> None:
@@ -148,13 +154,3 @@ def _write_files(laid: LaidOut, out: Path) -> None:
                 raise CheckpointError(f"{name}: not the bytes that it had; {laid.folder} is damaged, fetch it again")
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         atomic.copy_file(content, out / name)
-
-
-def _discard(laid: LaidOut, out: Path, journal: Journal) -> None:
-    for name in (*laid.record.shards, *laid.record.files):
-        for path in (out / name, out / f"{name}{atomic.PARTIAL}"):
-            path.unlink(missing_ok=True)
-    for place in sorted((path for path in out.rglob("*") if path.is_dir()), reverse=True):
-        with contextlib.suppress(OSError):  # not empty: not only ours
-            place.rmdir()
-    journal.discard()

@@ -5,7 +5,6 @@ Atomic and resumable as `pipeline` is, by the same journal; config.json comes la
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,7 @@ from w4afp8.layouts._split import folder_of
 from w4afp8.layouts._stack import Stacker
 from w4afp8.recipes._recipe import Resume
 from w4afp8.relayout.plan import Order, Unit
-from w4afp8.relayout.survey import IN_BOTH, header_bytes, survey
+from w4afp8.relayout.survey import IN_BOTH, header_bytes, other_files, survey
 from w4afp8.relayout.write import write_kept, write_unit
 from w4afp8.validate.seal import CARD
 
@@ -49,7 +48,7 @@ def lay_out(
     out, folder = order.out, order.reader.folder
     journal = Journal(out / _record.FOLDER / STATE)
     if resume is Resume.NEVER:
-        discard(out, journal)
+        discard(order, journal)
     output.check(out, folder, _record.FOLDER, journal, resume)
     resources.check(order.needs, out)
     found = journal.record(SURVEY) if journal.fingerprint is not None else None
@@ -151,12 +150,12 @@ def _publish(order: Order, stacker: Stacker, units: tuple[Unit, ...], record: Re
     for rank in range(split.ranks) if split.ranks > 1 else ():
         here = out / folder_of(rank, split.ranks)
         mine = [spec for unit in units if unit.ranks for specs in unit.ranks[rank].values() for spec in specs]
-        _put(here / INDEX, _written.as_json(_written.index(mine)))
-        _put(here / CONFIG, _written.as_json(_written.config(record, order.reader.config, split, rank)))
+        atomic.write_json(here / INDEX, _written.index(mine))
+        atomic.write_json(here / CONFIG, _written.config(record, order.reader.config, split, rank))
     record.write(out)
     top = [spec for unit in units for specs in unit.carried.values() for spec in specs]
-    _put(out / INDEX, _written.as_json(_written.index(top)))
-    _put(out / CONFIG, _written.as_json(_written.config(record, order.reader.config, split)))
+    atomic.write_json(out / INDEX, _written.index(top))
+    atomic.write_json(out / CONFIG, _written.config(record, order.reader.config, split))
 
 
 def _put(path: Path, content: bytes) -> None:
@@ -169,15 +168,10 @@ def _copy(source: Path, target: Path) -> None:
     atomic.copy_file(source, target)
 
 
-def discard(out: Path, journal: Journal) -> None:
-    """Forget an unfinished run and what it wrote; a finished checkpoint is never touched."""
-    if journal.fingerprint is None:
-        return
-    own = [out / _record.RECORD, out / CONFIG, out / INDEX, *(out / _record.CANONICAL_FOLDER).rglob("*")]
-    for path in [*own, *out.rglob("*.safetensors"), *out.rglob(f"*{atomic.PARTIAL}"), *out.glob("rank-*/*.json")]:
-        if path.is_file():
-            path.unlink()
-    for place in sorted((path for path in out.rglob("*") if path.is_dir()), reverse=True):
-        with contextlib.suppress(OSError):  # not empty: not only ours
-            place.rmdir()
-    journal.discard()
+def discard(order: Order, journal: Journal) -> None:
+    """Forget an unfinished run and what it wrote."""
+    out, reader = order.out, order.reader
+    copied = [out / name for name in other_files(reader.folder, list(reader.shards))]
+    kept = [path for path in (out / _record.CANONICAL_FOLDER).rglob("*") if path.is_file()]
+    named = [out / _record.RECORD, out / CONFIG, out / INDEX, *copied, *kept]
+    output.forget(out, reader.folder, [*named, *out.rglob("*.safetensors"), *out.glob("rank-*/*.json")], journal)

@@ -65,17 +65,14 @@ def write_unit(order: Order, stacker: Stacker, unit: Unit, record: Record) -> No
 
 def _write_stacks(order: Order, stacker: Stacker, layer: Layer, ranks: list[_Rank]) -> None:
     split = stacker.split
-    count = len(layer.experts)
-    for first in range(0, count, order.jobs):  # a batch at a time: parts of a stack are written in order
-        batch = range(first, min(first + order.jobs, count))
-        tasks = [partial(_laid_out, order, stacker, layer.experts[expert]) for expert in batch]
-        for expert, found in zip(batch, in_parallel(order.jobs, tasks), strict=True):
-            ep_rank, local = divmod(expert, split.local_experts)
-            for (stack, tp_rank), stored in found.items():
-                for piece in stacker.pieces:
-                    name = f"{layer.stem}.{stack}{piece.suffix}"
-                    rank = ranks[split.rank(ep_rank, tp_rank)]
-                    rank.put(name, piece.order.expert_axis, local, stored[piece.suffix])
+    tasks = [partial(_laid_out, order, stacker, holders) for holders in layer.experts]
+    for expert, found in enumerate(in_parallel(order.jobs, tasks)):
+        ep_rank, local = divmod(expert, split.local_experts)
+        for (stack, tp_rank), stored in found.items():
+            for piece in stacker.pieces:
+                name = f"{layer.stem}.{stack}{piece.suffix}"
+                rank = ranks[split.rank(ep_rank, tp_rank)]
+                rank.put(name, piece.order.expert_axis, local, stored[piece.suffix])
     scaled = bool(order.scales)
     specs = _derived.specs(stacker, layer, scaled)
     for number, writing in enumerate(ranks if specs else ()):

@@ -15,19 +15,20 @@ import torch
 from torch import Tensor
 
 from w4afp8._version import __version__
+from w4afp8.checkpoint import atomic
 from w4afp8.checkpoint.header import read_header, render_header
 from w4afp8.checkpoint.reader import CONFIG, INDEX
 from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.errors import W4AFP8Error
 from w4afp8.layouts import _derived, _record, _written
 from w4afp8.layouts._directory import LaidOut
-from w4afp8.layouts._experts import Holder, Layer
+from w4afp8.layouts._experts import Layer
 from w4afp8.layouts._spec import STACKS
 from w4afp8.layouts._split import folder_of
 from w4afp8.layouts._stack import Matrix
 from w4afp8.validate import gate
 from w4afp8.validate.findings import Check, Progress, ValidationReport, silent
-from w4afp8.validate.seal import seal_file, sealed_files
+from w4afp8.validate.seal import seal_files, sealed_files
 
 THEN = "the directory changed after it was written: convert the canonical checkpoint again, or fetch it again"
 
@@ -82,9 +83,9 @@ class _Checks:
         done, total = 0, sum(len(layer.experts) for layer in laid.layers.values())
         digests: dict[str, hashlib._Hash] = {}
         for layer in laid.layers.values():
-            for expert, holders in enumerate(layer.experts):
+            for expert in range(len(layer.experts)):
                 progress("experts", done, total)
-                self._expert(laid, layer, expert, holders, digests)
+                self._expert(laid, layer, expert, digests)
                 done += 1
         for name in laid.others():
             own = digests.setdefault(name, hashlib.sha256())
@@ -97,12 +98,9 @@ class _Checks:
         self._derived(laid)
         progress("experts", total, total)
 
-    def _expert(
-        self, laid: LaidOut, layer: Layer, expert: int, holders: tuple[Holder, ...], digests: dict[str, hashlib._Hash]
-    ) -> None:
+    def _expert(self, laid: LaidOut, layer: Layer, expert: int, digests: dict[str, hashlib._Hash]) -> None:
         matrices: dict[str, Matrix] = {}
-        for holder in holders:
-            tensors = laid.tensors(layer, expert, holder)
+        for holder, tensors in laid.tensors(layer, expert):
             for name, tensor in tensors.items():
                 digests.setdefault(name, hashlib.sha256()).update(_raw(tensor).numpy().data)
             matrices |= holder.matrices(tensors)
@@ -145,7 +143,8 @@ class _Checks:
             }
             for file, value in content.items():
                 self.form.examined += 1
-                if (reader.folder / file).read_bytes() != _written.as_json(value):
+                path = reader.folder / file  # an index may be missing where a model.safetensors stands
+                if not path.is_file() or path.read_bytes() != atomic.as_json(value):
                     self.form.blame(here + file, "other bytes", "what the record and the headers say", THEN)
             for shard in reader.shards:
                 self._header(reader.shard_path(shard), here + shard, laid.record.metadata)
@@ -202,8 +201,8 @@ class _Checks:
         place = against or laid.folder / _record.FILES
         tensors, why = gate.proof_of(place)
         if against is not None:
-            shards = {path.name: path for path in sorted(against.glob("*.safetensors"))}
-            digests = {name: seal_file(path)[0].sha256 for name, path in shards.items()}
+            shards = {n: against / n for n in laid.record.shards if (against / n).is_file()}
+            digests = {name: seal.sha256 for name, (seal, _) in seal_files(shards)}
             if _record.canonical_checksum(digests) != laid.record.canonical:
                 self.proven.blame(
                     against.name, "another checkpoint", f"the canonical one, {laid.record.canonical}",
