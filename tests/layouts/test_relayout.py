@@ -262,6 +262,13 @@ def test_a_layout_is_no_source_of_another(int4: Make, tmp_path: Path) -> None:
         into(source, "sm90", out)
     with pytest.raises(CheckpointError, match="is the source itself"):
         into(source, "sm90", source)
+    before = files(source)
+    for inside in (source, out):
+        with pytest.raises(CheckpointError, match="lies in the source"):
+            (into(source, "sm90", source / "sm90") if inside == source else back(out, out / "again"))
+    with pytest.raises(CheckpointError, match="lies in the source"):
+        conversion.run(conversion.prepare(source, "compressed_tensors_w4a8", source / "ct", 1.0))
+    assert files(source) == before and not (out / "again").exists()
 
 
 def stops_after(count: int) -> Callable[[], bool]:

@@ -14,6 +14,7 @@ from w4afp8.errors import RecipeError
 
 T = TypeVar("T")
 MOST = 64
+AHEAD = 2  # tasks per job that are begun or done before the first of them is handed over
 
 
 def default() -> int:
@@ -31,8 +32,8 @@ def check(jobs: int) -> int:
 def in_parallel(jobs: int, tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
     """The results in the order of the tasks, `jobs` of which are at work; after the first failure none begins.
 
-    None is taken up before the one `jobs` places earlier has been handed over, so that results do not pile up where
-    they are used slowly.  Each task has one of torch's threads: the tasks themselves are what runs side by side.
+    At most AHEAD times `jobs` results wait for the first of them, so that they do not pile up where they are used
+    slowly.  Each task has one of torch's threads: the tasks themselves are what runs side by side.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -42,7 +43,7 @@ def in_parallel(jobs: int, tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
             try:
                 for task in tasks:
                     waiting.append(pool.submit(task))
-                    if len(waiting) > jobs:
+                    if len(waiting) >= AHEAD * jobs:
                         yield waiting.popleft().result()
                 while waiting:
                     yield waiting.popleft().result()

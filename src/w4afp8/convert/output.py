@@ -17,7 +17,7 @@ from w4afp8.recipes._recipe import Resume
 
 def check(out: Path, source: Path, record_folder: str, journal: Journal, resume: Resume) -> None:
     """Raises: ResumeError for a directory that is finished, a stranger's, or not what `resume` asks for;
-    CheckpointError when it is the source itself.
+    CheckpointError when it is the source itself or lies in it.
     """
     _refuse_source(out, source)
     if out.exists() and not out.is_dir():
@@ -36,6 +36,8 @@ def check(out: Path, source: Path, record_folder: str, journal: Journal, resume:
 def _refuse_source(out: Path, source: Path) -> None:
     if out.resolve() == source.resolve():
         raise CheckpointError(f"{out} is the source itself; choose another output (-o)")
+    if out.resolve().is_relative_to(source.resolve()):
+        raise CheckpointError(f"{out} lies in the source and would be taken for its files; choose another output (-o)")
 
 
 def discard(out: Path, source: Path, plan: Plan, journal: Journal) -> None:
