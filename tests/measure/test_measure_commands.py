@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fake_stand import ABOUT, MACHINE, Clock
 
 from w4afp8.cli import cli, code_of
@@ -145,6 +146,24 @@ def test_what_is_no_record_is_refused(run: Run, tmp_path: Path, content: bytes) 
     file.write_bytes(content)
     code, _, err = run("bench", "gemm", "--from", file)
     assert code == 2 and "w4afp8 bench --out" in err.replace("\n", " ")
+
+
+def test_a_full_gpu_is_no_traceback(run: Run, on_stand: Stand, clock: Clock, model: tuple[object, ...]) -> None:
+    def full(kernel: str) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+    clock.price = full
+    code, _, err = run("bench", "gemm", *model)
+    assert code == 4 and err == (
+        "error: CUDA out of memory. Tried to allocate 2 GiB; free the GPU of other programs, or ask for less\n"
+    )
+
+    def broken(kernel: str) -> float:
+        raise RuntimeError("another")
+
+    clock.price = broken
+    with pytest.raises(RuntimeError, match="another"):
+        run("bench", "gemm", *model)
 
 
 def test_a_time_of_zero_is_no_measurement(run: Run, on_stand: Stand, model: tuple[object, ...], tmp_path: Path) -> None:
