@@ -56,7 +56,20 @@ def code_of(command: Callable[[], Any]) -> int:
     except MemoryError:
         ERR.print("error: out of memory; lower calibration.tokens (quantize) or --jobs (convert)", style="bold red")
         return 4
+    except RuntimeError as error:
+        if not _is_full_gpu(error):
+            raise
+        ERR.print("error:", style="bold red", end=" ")
+        said = str(error).partition("\n")[0].rstrip(".")
+        ERR.print(f"{said}; free the GPU of other programs, or ask for less", markup=False, soft_wrap=True)
+        return 4
     return 0
+
+
+def _is_full_gpu(error: RuntimeError) -> bool:
+    """Whether torch found no memory on the GPU; a torch that was never imported raised nothing."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ import torch
 from w4afp8._version import __version__
 from w4afp8.hub.remote import is_logged_in
 from w4afp8.kernels import build
+from w4afp8.kernels.device import HOPPER
 from w4afp8.measure.about import driver, first_line
 
 GB = 10**9
-HOPPER = (9, 0)
 LITTLE_DISK_BYTES = 20 * GB
 # package -> (oldest, first too new); the ranges of pyproject.toml, compared with it by a test.
 REQUIRED: dict[str, tuple[str, str | None]] = {
@@ -32,6 +32,7 @@ REQUIRED: dict[str, tuple[str, str | None]] = {
 }  # fmt: skip
 OPTIONAL = {
     "hf-xet": ("uploads go through git LFS: an unfinished file is sent again from its beginning", "pip install hf-xet"),
+    "matplotlib": ("`bench --plot` draws nothing", 'pip install "w4afp8[plot]"'),
     "pyarrow": ("calibration text in parquet cannot be read", 'pip install "w4afp8[parquet]"'),
 }
 

@@ -66,6 +66,10 @@ def test_a_way_that_runs_no_more_is_left_out() -> None:
     assert stand.layer_schedule(few) == stand.layer_schedule(few, "n8") == "n8, one launch"
     assert stand.layer_schedule(few, "several") != stand.layer_schedule(few)
     assert stand.layer_schedule(many, "n8") is None and "/" in (stand.layer_schedule(many) or "")
+    odd = replace(layer, hidden=384)
+    gate_up, down = (data.weight(gemm, cpu) for gemm in odd.gemms)
+    (few, *_) = data.layer_calls(odd, gate_up, down, 1)
+    assert stand.layer_schedule(few, "n8") is None, "n8 multiplies 256 inputs at a time"
 
 
 def test_half_the_experts_see_about_half_the_choices(stand: stand.Stand, small: Shape) -> None:
@@ -128,6 +132,18 @@ def test_the_plot_has_a_roof_and_both_sides(stand: stand.Stand, small: Shape, tm
     assert (tmp_path / "roof.svg").stat().st_size > 10_000
     with pytest.raises(ResourceError, match=r"ends in .png"):
         roofline.check(tmp_path / "roof.txt")
+
+
+def test_cells_without_a_product_are_not_drawn(stand: stand.Stand, small: Shape, tmp_path: Path) -> None:
+    """No token may choose an expert of a rank that holds few."""
+    run = measured("moe", small, stand)
+    first, *others = run.cells
+    idle = replace(first, flops=0.0, rows=0.0, hit=0.0)
+    assert " 0.0 " in shown(replace(run, cells=(idle,)))
+    roofline.draw(replace(run, cells=(idle, *others)), tmp_path / "roof.svg")
+    assert f"M={others[0].tokens}" in (text := (tmp_path / "roof.svg").read_text()) and f"M={idle.tokens} " not in text
+    with pytest.raises(ResourceError, match="no token chose an expert of this rank"):
+        roofline.draw(replace(run, cells=(idle,)), tmp_path / "roof.png")
 
 
 def test_the_roof_is_the_machines(stand: stand.Stand, small: Shape) -> None:

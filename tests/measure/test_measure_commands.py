@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fake_stand import ABOUT, MACHINE, Clock
 
 from w4afp8.cli import cli, code_of
@@ -109,7 +111,12 @@ def test_a_wrong_row_is_said(run: Run, on_stand: Stand, clock: Clock, model: tup
         (("tune", "gemm", "--shape", "R1", "--tp", "3"), 2, "is 2048, no multiple of 3"),
         (("bench", "gemm", "--shape", "R1", "--plot", "x.jpg"), 4, "expected a file name that ends in .png"),
         (("bench", "gemm", "--from", "none.jsonl", "--shape", "R1"), 2, "--from shows what was measured"),
+        (("bench", "gemm", "--from", "none.jsonl", "--tp", "8"), 2, "it takes no --model, --shape, --tp"),
+        (("bench", "gemm", "--from", "none.jsonl", "--ep", "8"), 2, "it takes no --model, --shape, --tp"),
+        (("bench", "moe", "--from", "none.jsonl", "--way", "n8"), 2, "it takes no --model, --shape, --tp"),
         (("bench", "gemm", "--from", "none.jsonl"), 2, "no such file"),
+        (("bench", "moe", "--shape", "DENSE"), 2, "DENSE: found dense projections only, expected a layer"),
+        (("tune", "moe", "--shape", "DENSE"), 2, "DENSE: found dense projections only, expected a layer"),
         (("bench", "gemm", "--shape", "R1", "--plot", "no/x.png"), 4, "there is no folder no"),
         (("bench", "gemm", "--shape", "R1", "--out", "no/x.jsonl"), 2, "there is no folder no"),
         (("bench", "moe", "--shape", "R1", "--way", "n9"), 2, "--way n9: expected one of chosen, several, n8, n16"),
@@ -123,9 +130,48 @@ def test_refusals(run: Run, monkeypatch: pytest.MonkeyPatch, words: tuple[str, .
     assert (found, says in err) == (code, True), err
 
 
-def test_bench_moe_of_dense_shapes_has_nothing_to_time(run: Run, on_stand: Stand) -> None:
-    code, _, err = run("bench", "moe", "--shape", "DENSE")
-    assert code == 2 and "none of DENSE has such a cell" in err
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x89PNG\r\n\x1a\n\xff\xfe",
+        b'{"record": "machine", "fp8_flop_us": 1e9}\n',
+        b'{"record": "machine", "fp8_flop_us": 0, "read_16MiB_us": 5}\n',
+        b'{"record": "machine", "fp8_flop_us": 1e9, "read_16MiB_us": 5}\n{"record": "gemm"}\n',
+        b"[]\n",
+    ],
+    ids=["a picture", "no reads", "no rate", "half a cell", "a list"],
+)
+def test_what_is_no_record_is_refused(run: Run, tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "cells.jsonl"
+    file.write_bytes(content)
+    code, _, err = run("bench", "gemm", "--from", file)
+    assert code == 2 and "w4afp8 bench --out" in err.replace("\n", " ")
+
+
+def test_a_full_gpu_is_no_traceback(run: Run, on_stand: Stand, clock: Clock, model: tuple[object, ...]) -> None:
+    def full(kernel: str) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+    clock.price = full
+    code, _, err = run("bench", "gemm", *model)
+    assert code == 4 and err == (
+        "error: CUDA out of memory. Tried to allocate 2 GiB; free the GPU of other programs, or ask for less\n"
+    )
+
+    def broken(kernel: str) -> float:
+        raise RuntimeError("another")
+
+    clock.price = broken
+    with pytest.raises(RuntimeError, match="another"):
+        run("bench", "gemm", *model)
+
+
+def test_a_time_of_zero_is_no_measurement(run: Run, on_stand: Stand, model: tuple[object, ...], tmp_path: Path) -> None:
+    file = tmp_path / "cells.jsonl"
+    run("bench", "gemm", *model, "--out", file)
+    file.write_text(re.sub(r'"us": [0-9.]+', '"us": 0', file.read_text()))
+    code, _, err = run("bench", "gemm", "--from", file)
+    assert code == 2 and "line 2 is no record" in err and "not above zero" in err
 
 
 @pytest.mark.parametrize(

@@ -118,9 +118,10 @@ def test_a_second_search_keeps_the_other_rows(stand: Stand, clock: Clock, tmp_pa
         table.refuse_foreign(path, "another")
     table.refuse_foreign(path, "a Hopper")
     table.refuse_foreign(tmp_path / "none.json", "another")
-    (tmp_path / "odd.json").write_text('{"device": "x"}')
-    with pytest.raises(KernelError, match=r"odd.json: is no table"):
-        table.refuse_foreign(tmp_path / "odd.json", "x")
+    for odd in ('{"device": "x"}', '{"device": "x", "schedules": {"1 256 512": [[0, "t8", 0]]}}', "[]"):
+        (tmp_path / "odd.json").write_text(odd)
+        with pytest.raises(KernelError, match=r"odd.json: is no table"):
+            table.refuse_foreign(tmp_path / "odd.json", "x")
 
 
 def test_the_shipped_table_can_be_extended(tmp_path: Path) -> None:

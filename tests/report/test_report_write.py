@@ -12,6 +12,7 @@ import pytest
 
 from w4afp8 import report
 from w4afp8.errors import CheckpointError
+from w4afp8.families import LAYOUT_METHOD
 from w4afp8.validate.findings import ValidationReport
 
 SECTIONS = {
@@ -174,3 +175,11 @@ def test_the_command_that_makes_it_again_is_quoted(directory: Path, validation: 
     validation.against = "my model"
     content = json.loads(report.write(directory, validation=validation).json.read_text())
     assert content["reproduce"] == "w4afp8 quantize --model 'my model' --recipe w4afp8/recipe.yaml -o tiny-W4AFP8"
+
+
+def test_a_layout_that_does_not_say_which_is_an_error(directory: Path) -> None:
+    (directory / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": LAYOUT_METHOD}}))
+    with pytest.raises(
+        CheckpointError, match=r"config\.json: quantization_config lacks layout, layout_version, read_by"
+    ):
+        report.write(directory)

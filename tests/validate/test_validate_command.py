@@ -75,6 +75,7 @@ def test_a_gpu_that_is_not_there_is_exit_4_and_nothing_is_written(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     before = sorted(out.rglob("*"))
+    monkeypatch.setattr("w4afp8.validate.seal.take_seal", lambda *a: pytest.fail("read every byte before it refused"))
     code, _, err = run(out, "--device", "cuda")
     assert code == 4 and "validate --device cuda: found no CUDA device" in err
     assert sorted(out.rglob("*")) == before

@@ -11,7 +11,7 @@ from w4afp8.commands._shared import ERR, JSON_FLAG, OUT, print_json
 from w4afp8.errors import RecipeError
 
 
-@click.command()
+@click.command(short_help="Time the kernels beside the floor of the GPU and a peer.")
 @kind_argument
 @MODEL
 @SHAPE
@@ -58,11 +58,14 @@ def bench(
     if out and not out.absolute().parent.is_dir():
         raise RecipeError(f"--out {out}: there is no folder {out.parent}")
     if recorded:
-        if model or shape or peer or out or tokens:
-            raise RecipeError("--from shows what was measured; it takes no --model, --shape, --tokens, --peer or --out")
+        if model or shape or peer or out or tokens or (tp, ep, way) != (1, 1, stand.CHOSEN):
+            raise RecipeError(
+                "--from shows what was measured; it takes no --model, --shape, "
+                "--tp, --ep, --tokens, --peer, --way or --out"
+            )
         run = cells.read_run(recorded, which)
     else:
-        problems = shapes.gather(shape, model, tp, ep)
+        problems = shapes.gather(shape, model, tp, ep, which == "moe")
         counts = shapes.parse_tokens(tokens) if tokens else shapes.TOKENS
         place = stand.hopper(f"bench {kind}", way)
         beside = peers.get(peer) if peer else None

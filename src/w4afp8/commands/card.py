@@ -9,7 +9,7 @@ import click
 from w4afp8.commands._shared import JSON_FLAG, OUT, print_json
 
 
-@click.command()
+@click.command(short_help="Write the model card from what was recorded.")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--base-model", metavar="ORG/NAME", help="The source on the Hub, when the validation does not say it.")
 @JSON_FLAG

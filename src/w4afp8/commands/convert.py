@@ -12,7 +12,7 @@ from w4afp8.errors import RecipeError
 SHARD_GB = 5.0
 
 
-@click.command()
+@click.command(short_help="Move a checkpoint to another format or layout.")
 @click.argument("source", default=".")
 @click.option("--format", "format_name", help="A checkpoint format: docs/format-matrix.md.")
 @click.option("--layout", "layout_name", help="A runtime layout: docs/layouts.md; canonical is the way back.")

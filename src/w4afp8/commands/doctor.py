@@ -14,7 +14,7 @@ from w4afp8.errors import ResourceError
 STYLES = {"ok": "green", "lacks": "yellow", "broken": "bold red"}
 
 
-@click.command()
+@click.command(short_help="Say what this machine lacks, and how to get it.")
 @click.option("-o", "--output-dir", type=click.Path(path_type=Path), default=Path(), help="Where an output would go.")
 @click.option(
     "--build", "compiles", is_flag=True, help="First compile the sm_90a kernels into the cache; needs no GPU."

@@ -9,7 +9,7 @@ import click
 from w4afp8.commands._shared import ERR, JSON_FLAG, MODEL_HELP, OUT, print_json
 
 
-@click.command("eval")
+@click.command("eval", short_help="Compare a checkpoint's predictions with its source's.")
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--against", required=True, help="The source: " + MODEL_HELP)
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="JSONL, text or parquet.")

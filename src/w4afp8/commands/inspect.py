@@ -7,7 +7,7 @@ import click
 from w4afp8.commands._shared import JSON_FLAG, OUT, print_json
 
 
-@click.command()
+@click.command(short_help="Say what a checkpoint holds and whether it was proven.")
 @click.argument("model")
 @click.option("--revision", help="Branch, tag or commit of a Hub model.")
 @click.option("--tensors", is_flag=True, help="List every tensor.")

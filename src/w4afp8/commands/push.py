@@ -9,7 +9,7 @@ import click
 from w4afp8.commands._shared import ERR, JSON_FLAG, OUT, print_json
 
 
-@click.command()
+@click.command(short_help="Publish a proven checkpoint to the Hub.")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--repo", required=True, metavar="ORG/NAME", help="The model repository on the Hub.")
 @click.option("--private/--public", "private", default=None, help="Required when the repository is to be created.")

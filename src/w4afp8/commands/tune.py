@@ -10,7 +10,7 @@ from w4afp8.commands._measuring import EP, MODEL, SHAPE, TOKENS, TP, kind_argume
 from w4afp8.commands._shared import ERR, JSON_FLAG, OUT, print_json
 
 
-@click.command()
+@click.command(short_help="Find the fastest schedules for a model on this GPU.")
 @kind_argument
 @MODEL
 @SHAPE
@@ -42,7 +42,7 @@ def tune(
     from w4afp8.terminal.bench_view import show_found
     from w4afp8.terminal.steps import Steps
 
-    problems = shapes.gather(shape, model, tp, ep)
+    problems = shapes.gather(shape, model, tp, ep, kind == "moe")
     counts = shapes.parse_tokens(tokens) if tokens else shapes.TOKENS
     place = stand.hopper(f"tune {kind}")
     path = output or settings.tuned_table(place.about["device"])

@@ -10,7 +10,7 @@ from w4afp8.commands._shared import ERR, JSON_FLAG, MODEL_HELP, OUT, print_json
 from w4afp8.errors import RecipeError, ValidationError
 
 
-@click.command()
+@click.command(short_help="Prove a checkpoint, beside its source.")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--against", help="The source: " + MODEL_HELP)
 @click.option("--quick", is_flag=True, help="Structure, values and 4 experts per layer: a look, not a proof.")
@@ -41,16 +41,19 @@ def validate(
     from w4afp8.validate import gate
     from w4afp8.validate import validate as prove
     from w4afp8.validate.origin import origin_of
+    from w4afp8.validate.run import check_request
     from w4afp8.validate.seal import take_seal
 
     if quick and sample:
         raise RecipeError("--quick and --sample: both say how many experts are compared; give one")
+    sample = gate.QUICK_SAMPLE if quick else sample
+    check_request(folder, sample, device)  # before every byte is read for its digest
     resources.return_freed_memory()
     source = hub.find_model(against) if against else None
     kept = True
     with Steps(ERR, quiet=as_json) as steps:
-        seal = take_seal(folder, steps) if report and folder.is_dir() else None
-        result = prove(folder, source, on_progress=steps, sample=gate.QUICK_SAMPLE if quick else sample, device=device)
+        seal = take_seal(folder, steps) if report else None
+        result = prove(folder, source, on_progress=steps, sample=sample, device=device)
     paths: tuple[Path, ...] = ()
     if seal is not None:
         kept = gate.write_verdict(folder, result, seal, origin_of(source) if source else None)
@@ -69,7 +72,9 @@ def validate(
             OUT.print(f"a look, not a proof; `push` asks for: w4afp8 validate {folder} --against SOURCE",
                       markup=False, soft_wrap=True)  # fmt: skip
     if not result.passed:
-        raise ValidationError(f"{folder}: {len(result.problems)} problems; the checkpoint is not what it promises")
+        count = len(result.problems)
+        problems = f"{count} problem{'s' if count != 1 else ''}"
+        raise ValidationError(f"{folder}: {problems}; the checkpoint is not what it promises")
 
 
 COMMAND = validate

@@ -59,6 +59,7 @@ def weight(w: Tensor, scale: Tensor, layout: str, name: str = "weight") -> Weigh
         )
         experts, rows, cols = w.shape[0], w.shape[1] * TILE_ROWS, w.shape[2] * TILE_COLS
         scales = [experts, w.shape[1], w.shape[2], TILE_ROWS]
+    require(experts > 0 and rows > 0, name, describe(w), "at least one expert and one row")
     require(cols % GROUP_K == 0 and cols > 0, name, f"K={cols}", f"a multiple of {GROUP_K}, the scale group")
     require(list(scale.shape) == scales, f"{name}_scale", describe(scale), f"{scales} for {name} {list(w.shape)}")
     return WeightShape(experts, rows, cols)
@@ -80,7 +81,7 @@ def activations(x: Tensor, x_scale: Tensor, cols: int) -> None:
 
 
 def offsets(expert_offsets: Tensor, experts: int, x: Tensor) -> None:
-    """Check the type and the length of the expert offsets; their values only where that costs no wait (CPU)."""
+    """Check the type and the length of the expert offsets; their values are `offset_values`' business."""
     require(
         expert_offsets.dtype in (torch.int32, torch.int64), "expert_offsets", describe(expert_offsets), "int32 or int64"
     )
@@ -124,7 +125,7 @@ def quantize(x: Tensor, mode: str, scale: Tensor | None) -> None:
     """Check the arguments of `quantize_fp8`."""
     require(mode in MODES, "mode", repr(mode), f"one of {', '.join(MODES)}")
     require(x.dtype in OUT_TYPES, "x", describe(x), "bfloat16, float16 or float32")
-    require(x.ndim == 2, "x", describe(x), "[T, K]")
+    require(x.ndim == 2 and x.shape[1] > 0, "x", describe(x), "[T, K], K at least 1")
     if mode == "group128":
         require(x.shape[1] % GROUP_K == 0, "x", describe(x), f"K a multiple of {GROUP_K} for mode 'group128'")
     if scale is not None:
@@ -140,10 +141,10 @@ def routing(x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> None:
     require(x.is_contiguous(), "x", f"strides {x.stride()}", "a contiguous tensor; call .contiguous()")
     require(topk_ids.dtype in (torch.int32, torch.int64), "topk_ids", describe(topk_ids), "int32 or int64")
     require(
-        topk_ids.ndim == 2 and topk_ids.shape[0] == x.shape[0],
+        topk_ids.ndim == 2 and topk_ids.shape[0] == x.shape[0] and topk_ids.shape[1] > 0,
         "topk_ids",
         describe(topk_ids),
-        f"[{x.shape[0]}, top_k], one row a token",
+        f"[{x.shape[0]}, top_k], one row a token, top_k at least 1",
     )
     require(
         topk_weights.dtype == torch.float32 and topk_weights.shape == topk_ids.shape,
@@ -153,6 +154,17 @@ def routing(x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> None:
     )
     for name, t in (("topk_ids", topk_ids), ("topk_weights", topk_weights)):
         require(t.device == x.device, name, describe(t), f"a tensor on {x.device}, where x is")
+
+
+def ids_range(expert_begin: int, routed_experts: int) -> None:
+    """Ids of no expert are negative, so a range that began below zero would take them for experts."""
+    require(0 <= expert_begin < 1 << 31, "expert_begin", expert_begin, "the id of this rank's first expert, from 0")
+    require(routed_experts >= 0, "routed_experts", routed_experts, "how many experts are routed to, or 0")
+
+
+def aligned(x: Tensor, name: str) -> None:
+    """The kernels read and write sixteen bytes a time."""
+    require(x.data_ptr() % 16 == 0, name, f"address {x.data_ptr():#x}", "a multiple of 16; call .clone()")
 
 
 def same_device(x: Tensor, w: Tensor, name: str = "weight") -> None:

@@ -39,8 +39,8 @@ class OneLaunch:
     up_to: float
     up_to_inner: int
 
-    def refusals(self, layer: Layer) -> list[str]:
-        """Why this kernel does not run `layer`; empty when it does."""
+    def cannot(self, layer: Layer) -> list[str]:
+        """Why this kernel would go wrong on `layer`; empty when it is right."""
         why = []
         if layer.pairs > MAX_PAIRS:
             why.append(f"{layer.pairs} pairs, the plan in shared memory holds {MAX_PAIRS}")
@@ -48,6 +48,11 @@ class OneLaunch:
             why.append(f"{layer.experts} experts, the plan in shared memory holds {MAX_EXPERTS}")
         if layer.hidden % 256 or layer.inner % 256:
             why.append(f"hidden {layer.hidden} or inner {layer.inner} is no multiple of 256")
+        return why
+
+    def refusals(self, layer: Layer) -> list[str]:
+        """Why this kernel should not run `layer`: it cannot, or is slow there; empty when it should."""
+        why = self.cannot(layer)
         if layer.most_rows() > self.up_to:
             why.append(f"experts with some {layer.most_rows():.0f} rows, fast up to {self.up_to}")
         if layer.inner > self.up_to_inner:

@@ -42,8 +42,7 @@ def quantize_fp8(x: Tensor, mode: str, scale: Tensor | None = None) -> tuple[Ten
 
 def prepack(weight: Tensor, weight_scale: Tensor) -> tuple[Tensor, Tensor]:
     """Canonical [E, N, K/2] and [E, N, K/128] to sm90 [E, N/64, K/128, 4096] and [E, N/64, K/128, 64]."""
-    shape = checks.weight(weight, weight_scale, "canonical")
-    checks.require(shape.rows % TILE_ROWS == 0, "weight", f"N={shape.rows}", f"a multiple of {TILE_ROWS}")
+    _check_prepack(weight, weight_scale)
     return reference.prepack(weight, weight_scale)
 
 
@@ -74,6 +73,12 @@ def fused_moe(call: MoECall) -> Tensor:
     """A whole layer of routed experts."""
     _check_moe(call)
     return sm90.fused_moe(call) if sm90.serves(call.x, call.layout) else reference.fused_moe(call)
+
+
+def _check_prepack(weight: Tensor, weight_scale: Tensor) -> checks.WeightShape:
+    shape = checks.weight(weight, weight_scale, "canonical")
+    checks.require(shape.rows % TILE_ROWS == 0, "weight", f"N={shape.rows}", f"a multiple of {TILE_ROWS}")
+    return shape
 
 
 def _check_gemm(call: GemmCall) -> checks.WeightShape:
@@ -109,6 +114,7 @@ def _check_moe(call: MoECall) -> None:
     checks.same_device(call.x, call.w2, "w2")
     checks.static_scale(call.w13_input_scale, call.x, "w13_input_scale")
     checks.static_scale(call.w2_input_scale, call.x, "w2_input_scale")
+    checks.ids_range(call.expert_begin, call.routed_experts)
 
 
 def _fake_quantize_fp8(x: Tensor, mode: str, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -118,7 +124,7 @@ def _fake_quantize_fp8(x: Tensor, mode: str, scale: Tensor | None = None) -> tup
 
 
 def _fake_prepack(weight: Tensor, weight_scale: Tensor) -> tuple[Tensor, Tensor]:
-    e, n, k = checks.weight(weight, weight_scale, "canonical")
+    e, n, k = _check_prepack(weight, weight_scale)
     return (
         weight.new_empty((e, n // TILE_ROWS, k // TILE_COLS, TILE_BYTES), dtype=torch.uint8),
         weight_scale.new_empty((e, n // TILE_ROWS, k // TILE_COLS, TILE_ROWS)),

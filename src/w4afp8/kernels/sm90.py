@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from w4afp8.errors import KernelError
 from w4afp8.kernels import build, checks, layers, schedules
 from w4afp8.kernels.calls import GemmCall, MoECall
 from w4afp8.kernels.checks import FP8, GROUP_K
 from w4afp8.kernels.layout import TILE_ROWS
 
 MODES = {"token": 0, "tensor": 1, "group128": 2}
+MAX_TOP_K = 64  # what the routing kernels hold in shared memory
 
 
 def serves(x: Tensor, layout: str) -> bool:
@@ -30,7 +32,9 @@ def quantize_fp8(x: Tensor, mode: str, scale: Tensor | None) -> tuple[Tensor, Te
     shape = {"token": [tokens], "tensor": [1], "group128": [tokens, cols // GROUP_K]}[mode]
     out_scale = torch.empty(shape, dtype=torch.float32, device=x.device)
     if tokens:
-        torch.ops.w4afp8_sm90.quantize(x, scale, q, out_scale, MODES[mode])
+        checks.aligned(x, "x")
+        with torch.cuda.device(x.device):  # kernels are launched on the current device
+            torch.ops.w4afp8_sm90.quantize(x, scale, q, out_scale, MODES[mode])
     elif scale is not None:
         out_scale.copy_(scale.reshape(1))
     return q, out_scale
@@ -54,8 +58,8 @@ def grouped_gemm(
         out = torch.empty((len(x), row_blocks * TILE_ROWS), dtype=out_dtype, device=x.device)
     if not len(x):
         return out
-    for name, t in (("x", x), ("x_scale", x_scale), ("weight", weight), ("weight_scale", weight_scale)):
-        checks.require(t.data_ptr() % 16 == 0, name, f"address {t.data_ptr():#x}", "a multiple of 16; call .clone()")
+    for name, t in (("x", x), ("x_scale", x_scale), ("weight", weight), ("weight_scale", weight_scale), ("out", out)):
+        checks.aligned(t, name)
     problem = schedules.Problem(
         tokens=expected_rows or len(x),
         experts=experts,
@@ -63,8 +67,9 @@ def grouped_gemm(
         cols=x.shape[1],
         group_scale=x_scale.ndim == 2,
     )
-    row = schedule or schedules.choose(problem)
-    torch.ops.w4afp8_sm90.grouped_gemm(x, x_scale, weight, weight_scale, offsets, out, row.kernel, row.split_groups)
+    with torch.cuda.device(x.device):
+        row = schedule or schedules.choose(problem)
+        torch.ops.w4afp8_sm90.grouped_gemm(x, x_scale, weight, weight_scale, offsets, out, row.kernel, row.split_groups)
     return out
 
 
@@ -74,15 +79,29 @@ def fused_moe(call: MoECall, one_launch: layers.OneLaunch | bool = True, out: Te
     Everything stays on the device: buffers are sized for the case that every choice is local, and the kernels stop at
     the rows that are there.  `one_launch` overrides the choice (False: several), as tests and measurements do; `out`
     [T, H] is written instead of a new tensor.
+
+    Raises: KernelError for more than 64 choices a token, and for a layer that the kernel of `one_launch` cannot run.
     """
     checks.require(build.load(), "device", torch.cuda.get_device_name(), "an SM90 GPU and compiled kernels")
     if out is None:
         out = torch.empty_like(call.x)
     if not len(call.x):
         return out
+    checks.require(
+        call.topk_ids.shape[1] <= MAX_TOP_K, "topk_ids", checks.describe(call.topk_ids), f"top_k <= {MAX_TOP_K}"
+    )
+    for name, t in (
+        ("x", call.x),
+        ("out", out),
+        *((n, getattr(call, n)) for n in ("w13", "w13_scale", "w2", "w2_scale")),
+    ):
+        checks.aligned(t, name)
     layer = layer_of(call)
     row = layers.choose(layer) if one_launch is True else one_launch
-    return _one_launch(call, layer, row, out) if row else _several_launches(call, layer, out)
+    if row and (why := row.cannot(layer)):
+        raise KernelError(f"{row.kernel}: does not run this layer: {'; '.join(why)}")
+    with torch.cuda.device(call.x.device):
+        return _one_launch(call, layer, row, out) if row else _several_launches(call, layer, out)
 
 
 def layer_of(call: MoECall) -> layers.Layer:
@@ -93,9 +112,7 @@ def layer_of(call: MoECall) -> layers.Layer:
 
 
 def _one_launch(call: MoECall, layer: layers.Layer, row: layers.OneLaunch, out: Tensor) -> Tensor:
-    x = call.x.contiguous()
-    for name, t in (("x", x), *((n, getattr(call, n)) for n in ("w13", "w13_scale", "w2", "w2_scale"))):
-        checks.require(t.data_ptr() % 16 == 0, name, f"address {t.data_ptr():#x}", "a multiple of 16; call .clone()")
+    x = call.x
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=x.device)

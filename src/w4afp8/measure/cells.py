@@ -77,6 +77,9 @@ class Cell:
         if "peer" in record:
             peer = PeerTime(record["peer"], record["peer_us"], record["peer_spread_us"], record["peer_how"])
         own = {key: record[key] for key in Cell.__dataclass_fields__ if key not in ("kind", "peer")}
+        times = [own["us"], own["floor_us"], own["read_us"], own["bytes"], *([peer.us] if peer else [])]
+        if not min(times) > 0:
+            raise ValueError("a time or a count of bytes that is not above zero")
         return Cell(kind=record["record"], **own, peer=peer)
 
 
@@ -118,7 +121,13 @@ def read_run(path: Path, kind: Kind) -> Run:
     """
     if not path.is_file():
         raise RecipeError(f"--from {path}: no such file")
-    return parse_run(path.read_text().splitlines(), kind, str(path))
+    try:
+        lines = path.read_text().splitlines()
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"--from {path}: is no text ({error.reason}); expected what `w4afp8 bench --out` wrote"
+        ) from None
+    return parse_run(lines, kind, str(path))
 
 
 def parse_run(lines: Iterable[str], kind: Kind, who: str) -> Run:
@@ -128,6 +137,7 @@ def parse_run(lines: Iterable[str], kind: Kind, who: str) -> Run:
         try:
             record = json.loads(line)
             if record["record"] == "machine":
+                Machine.from_json(record)
                 runs.append((record, []))
             elif record["record"] == kind:
                 runs[-1][1].append(Cell.from_json(record))

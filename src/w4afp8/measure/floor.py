@@ -56,7 +56,10 @@ class Machine:
             for key, value in record.items()
             if key.startswith("read_") and key.endswith("MiB_us")
         }
-        return Machine(reads, float(record["fp8_flop_us"]))
+        rate = float(record["fp8_flop_us"])
+        if not reads or not min(*reads, *reads.values(), rate) > 0:
+            raise ValueError("a machine without a read or with a rate that is not above zero")
+        return Machine(reads, rate)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,15 @@ def check(path: Path) -> None:
 
 
 def draw(run: Run, path: Path) -> None:
-    """Write the plot; its format is the file name's.  Intensity counts the bytes of the floor."""
+    """Write the plot; its format is the file name's.  Intensity counts the bytes of the floor.
+
+    Raises: ResourceError when no cell multiplied anything: a rank's experts may be chosen by no token.
+    """
     from matplotlib.figure import Figure
 
+    run = replace(run, cells=tuple(cell for cell in run.cells if cell.flops > 0))  # the axes are logarithmic
+    if not run.cells:
+        raise ResourceError(f"--plot {path}: no token chose an expert of this rank; take more --tokens")
     shapes = list(dict.fromkeys(cell.shape for cell in run.cells))
     columns = min(MOST_COLUMNS, ceil(len(shapes) ** 0.5))
     rows = ceil(len(shapes) / columns)

@@ -170,11 +170,17 @@ def split(shape: Shape, tp: int, ep: int) -> Shape:
     return Shape(shape.name + suffix, layer, tuple(dense))
 
 
-def gather(names: Iterable[str], model: Path | None, tp: int, ep: int) -> list[Shape]:
-    """The shapes that a command line names.  Raises: RecipeError when it names none."""
+def gather(names: Iterable[str], model: Path | None, tp: int, ep: int, layers: bool = False) -> list[Shape]:
+    """The shapes that a command line names; `layers`: only layers of experts will be looked at.
+
+    Raises: RecipeError when it names none, or none with what will be looked at.
+    """
     shapes = [named(name) for name in names] + ([of_model(model)] if model else [])
     if not shapes:
         raise RecipeError(f"nothing to measure: give --model CONFIG or --shape {{{'|'.join(NAMED)}}}")
+    if layers and not any(shape.layer for shape in shapes):
+        dense = ", ".join(shape.name for shape in shapes)
+        raise RecipeError(f"{dense}: found dense projections only, expected a layer of experts; `gemm` takes these")
     return [split(shape, tp, ep) for shape in shapes]
 
 

@@ -70,8 +70,7 @@ def layer_schedule(call: MoECall, way: str = CHOSEN) -> str | None:
     """The kernel of one launch, or gate_up's schedule, then down's; None when that way does not run the call."""
     layer = sm90.layer_of(call)
     if way not in (CHOSEN, SEVERAL):
-        fits = layer.pairs <= layers.MAX_PAIRS
-        return f"{way}, one launch" if fits else None
+        return None if _one_launch(way).cannot(layer) else f"{way}, one launch"
     row = layers.choose(layer) if way == CHOSEN else None
     if row:
         return f"{row.kernel}, one launch"

@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any, Protocol
 
 from w4afp8.checkpoint.reader import CONFIG, read_json
+from w4afp8.errors import CheckpointError
 from w4afp8.families import LAYOUT_METHOD
 from w4afp8.validate import gate
 
@@ -28,6 +29,10 @@ class ToJson(Protocol):
 
 
 Said = Json | ToJson
+# What the page and the card say of a runtime layout; `layouts._record.Record.block` writes them.
+LAYOUT_FIELDS = (
+    "layout", "layout_version", "read_by", "tensor_parallel", "expert_parallel", "w13", "canonical_sha256",
+)  # fmt: skip
 EVALUATION_FIELDS = ("kl", "perplexity", "source_perplexity", "top1_agreement")
 
 
@@ -57,8 +62,7 @@ class Facts:
     @property
     def layout(self) -> Json | None:
         """What config.json says of the runtime layout that the directory has; None for a checkpoint."""
-        found = self.config.get("quantization_config")
-        return found if isinstance(found, Mapping) and found.get("quant_method") == LAYOUT_METHOD else None
+        return self.config["quantization_config"] if _is_layout(self.config) else None
 
     def layer_name(self, layer: int) -> str:
         """Its number; the layers after the model's own are for multi-token prediction."""
@@ -134,7 +138,8 @@ def gather(
     """Read what the directory holds; a validation or evaluation that is not given is the one saved there last.
 
     `verdict` is what the gate says of that one, for who has asked it already: asking may read every byte.
-    Raises: CheckpointError when config.json or record.json is there and no JSON object.
+    Raises: CheckpointError when config.json or record.json is there and no JSON object, or when config.json says that
+    this is a runtime layout and not which one.
     """
     own = folder / FOLDER
     stale: tuple[str, ...] = ()
@@ -145,9 +150,14 @@ def gather(
     if evaluation is None:
         evaluation = _read(own / "evaluation.json") or []
     listed = list(evaluation) if isinstance(evaluation, Sequence) else [evaluation]
+    config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    if _is_layout(config) and (missing := [key for key in LAYOUT_FIELDS if key not in config["quantization_config"]]):
+        raise CheckpointError(
+            f"{folder / CONFIG}: quantization_config lacks {', '.join(missing)} of the runtime layout"
+        )
     return Facts(
         name=folder.resolve().name,
-        config=read_json(folder / CONFIG) if (folder / CONFIG).exists() else {},
+        config=config,
         record=read_json(own / "record.json") if (own / "record.json").exists() else {},
         validation=None if validation is None else {k: v for k, v in plain(validation).items() if k != "seal"},
         evaluations=[item for item in map(plain, listed) if all(name in item for name in EVALUATION_FIELDS)],
@@ -155,6 +165,11 @@ def gather(
         stale=stale,
         conversion=_read(own / "conversion.json"),
     )
+
+
+def _is_layout(config: Json) -> bool:
+    found = config.get("quantization_config")
+    return isinstance(found, Mapping) and found.get("quant_method") == LAYOUT_METHOD
 
 
 def plain(said: Said) -> Json:

@@ -19,7 +19,7 @@ def show_run(console: Console, run: Run) -> None:
     console.print(where, markup=False, soft_wrap=True)
     console.print(
         f"floor: reads at {run.machine.bytes_us / 1e6:.2f} TB/s, e4m3 products at {run.machine.flop_us / 1e6:.0f} "
-        "TFLOP/s, both measured in this run",
+        "TFLOP/s, both measured in this run; behind a floor stands which of the two binds, b(ytes) or f(lops)",
         soft_wrap=True,
     )
     _print_whole(console, cells_table(run.cells))

@@ -45,16 +45,10 @@ def validate(
     Raises: CheckpointError when the *source* is unsound, or `folder` is no directory; DeviceError without that GPU.
     """
     began = time.monotonic()
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such directory; give the directory of a quantized checkpoint")
-    if is_laid_out(folder):
-        if sample is not None:
-            raise RecipeError("--quick and --sample: a layout is always compared whole; leave them out")
-        if device == "cuda":
-            raise RecipeError("--device cuda: a layout is compared byte for byte, nothing is multiplied; leave it out")
+    place = check_request(folder, sample, device)
+    if place is None:
         return validate_layout(folder, against, on_progress)
     progress = on_progress or silent
-    place = _place(folder, device)
     source = None
     try:
         if against is not None:
@@ -63,6 +57,19 @@ def validate(
     finally:
         if source is not None:
             source.reader.close()
+
+
+def check_request(folder: Path, sample: int | None, device: str) -> torch.device | None:
+    """What can be refused before a weight is read; returns where to multiply, None for a layout.  Raises: as above."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such directory; give the directory of a quantized checkpoint")
+    if is_laid_out(folder):
+        if sample is not None:
+            raise RecipeError("--quick and --sample: a layout is always compared whole; leave them out")
+        if device == "cuda":
+            raise RecipeError("--device cuda: a layout is compared byte for byte, nothing is multiplied; leave it out")
+        return None
+    return _place(folder, device)
 
 
 def _place(folder: Path, device: str) -> torch.device:

@@ -40,6 +40,8 @@ def parse(path: Path) -> tuple[str, Table]:
             shape: [(int(r), str(kernel), int(split)) for r, kernel, split in measured]
             for shape, measured in content["schedules"].items()
         }
+        if any(r < 1 for measured in rows.values() for r, *_ in measured):
+            raise ValueError("a number of rows below 1")
         return str(content["device"]).partition(",")[0], rows  # older tables name the driver behind a comma
     except OSError as error:
         raise KernelError(f"{path}: cannot be read ({error.strerror}); `w4afp8 tune` writes such a table") from error

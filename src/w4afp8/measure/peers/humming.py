@@ -35,7 +35,10 @@ log = logging.getLogger(__name__)
 
 
 def _version() -> str | None:
-    return metadata.version("humming-kernels") if find_spec("humming") else None
+    try:
+        return metadata.version("humming-kernels") if find_spec("humming") else None
+    except metadata.PackageNotFoundError:  # another package of that name
+        return None
 
 
 def _weight(gemm: Gemm) -> Any:
