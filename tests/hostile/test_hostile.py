@@ -13,8 +13,10 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 from corpus import CONFIG, CORPUS, INDEX, Hostile, mutations, shard_of
 
 from w4afp8 import conversion
@@ -70,7 +72,8 @@ def command_in_child(words: list[str], said: Path) -> int:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(SECONDS)
-        code = code_of(lambda: cli.main(args=words, standalone_mode=False))
+        with mock.patch.object(torch, "set_num_threads"):  # torch cannot always renew its threads after a fork
+            code = code_of(lambda: cli.main(args=words, standalone_mode=False))
     except BaseException:
         traceback.print_exc()
         code = BROKEN
