@@ -27,42 +27,57 @@ class Weight(Protocol):
         ...
 
 
-class GroupWeight:
-    """Int4 in groups along K, the form that every int4 format packs from and unpacks to: real = code * scale, always.
+class _Packable:
+    """Codes [N, K], or (`packed`) their bytes [N, K/2], all that most formats move: one is made from the other.
 
-    Made of codes, or (`packed`) of their bytes, which is all that most formats move; the other is made when asked for.
+    In the bytes column 2j stands in the low nibble of byte j.
     """
 
-    __slots__ = ("_bytes_NJ", "_codes_NK", "group_k", "scale_NG")
+    __slots__ = ("_bytes_NJ", "_codes_NK")
+    _pack: Callable[[Tensor], Tensor]
+    _unpack: Callable[[Tensor], Tensor]
 
-    def __init__(self, codes_NK: Tensor | None, scale_NG: Tensor, group_k: int = groups.GROUP) -> None:
+    def __init__(self, codes_NK: Tensor | None, bytes_NJ: Tensor | None = None) -> None:
         self._codes_NK = codes_NK
-        self._bytes_NJ: Tensor | None = None
+        self._bytes_NJ = None if bytes_NJ is None else bytes_NJ.view(torch.uint8)
+
+    @property
+    def codes_NK(self) -> Tensor:
+        """One code per element."""
+        if self._codes_NK is None:
+            assert self._bytes_NJ is not None
+            self._codes_NK = self._unpack(self._bytes_NJ)
+        return self._codes_NK
+
+    @property
+    def bytes_NJ(self) -> Tensor:
+        """uint8 [N, K/2].  Raises: QuantizationError naming the first code that has no four bits."""
+        if self._bytes_NJ is None:
+            assert self._codes_NK is not None
+            self._bytes_NJ = self._pack(self._codes_NK).contiguous().view(torch.uint8)
+        return self._bytes_NJ
+
+
+class GroupWeight(_Packable):
+    """Int4 in groups along K, the form that every int4 format packs from and unpacks to: real = code * scale, always.
+
+    Codes are int8 in -8..7, two's complement in the bytes.
+    """
+
+    __slots__ = ("group_k", "scale_NG")
+    _pack = staticmethod(int4.pack_low_first)
+    _unpack = staticmethod(int4.unpack_low_first)
+
+    def __init__(
+        self, codes_NK: Tensor | None, scale_NG: Tensor, group_k: int = groups.GROUP, bytes_NJ: Tensor | None = None
+    ) -> None:
+        super().__init__(codes_NK, bytes_NJ)
         self.scale_NG = scale_NG  # float32
         self.group_k = group_k
 
     @classmethod
     def packed(cls, bytes_NJ: Tensor, scale_NG: Tensor, group_k: int = groups.GROUP) -> GroupWeight:
-        """`bytes_NJ`: [N, K/2], two's complement, column 2j in the low nibble of byte j."""
-        made = cls(None, scale_NG, group_k)
-        made._bytes_NJ = bytes_NJ.view(torch.uint8)
-        return made
-
-    @property
-    def codes_NK(self) -> Tensor:
-        """int8, one code per element."""
-        if self._codes_NK is None:
-            assert self._bytes_NJ is not None
-            self._codes_NK = int4.unpack_low_first(self._bytes_NJ)
-        return self._codes_NK
-
-    @property
-    def bytes_NJ(self) -> Tensor:
-        """uint8 [N, K/2].  Raises: QuantizationError naming the first code that is no int4."""
-        if self._bytes_NJ is None:
-            assert self._codes_NK is not None
-            self._bytes_NJ = int4.pack_low_first(self._codes_NK).contiguous().view(torch.uint8)
-        return self._bytes_NJ
+        return cls(None, scale_NG, group_k, bytes_NJ)
 
     def dequantize(self) -> Tensor:
         return groups.decode(self.codes_NK, self.scale_NG, self.group_k)
@@ -101,41 +116,23 @@ class AwareWeight:
         return self.group.dequantize() * self.pre_scale_K.float()
 
 
-class MicroWeight:
+class MicroWeight(_Packable):
     """MXFP4: e2m1 codes, one power of two per 32 inputs, kept as its byte: real = value * 2^(byte - 127).
 
-    Made of codes, or (`packed`) of their bytes, as GroupWeight is.
+    Codes are uint8 in 0..15.
     """
 
-    __slots__ = ("_bytes_NJ", "_codes_NK", "exponent_NG")
+    __slots__ = ("exponent_NG",)
+    _pack = staticmethod(fp4.pack_low_first)
+    _unpack = staticmethod(fp4.unpack_low_first)
 
-    def __init__(self, codes_NK: Tensor | None, exponent_NG: Tensor) -> None:
-        self._codes_NK = codes_NK
-        self._bytes_NJ: Tensor | None = None
+    def __init__(self, codes_NK: Tensor | None, exponent_NG: Tensor, bytes_NJ: Tensor | None = None) -> None:
+        super().__init__(codes_NK, bytes_NJ)
         self.exponent_NG = exponent_NG  # uint8, E8M0
 
     @classmethod
     def packed(cls, bytes_NJ: Tensor, exponent_NG: Tensor) -> MicroWeight:
-        """`bytes_NJ`: [N, K/2], column 2j in the low nibble of byte j."""
-        made = cls(None, exponent_NG)
-        made._bytes_NJ = bytes_NJ.view(torch.uint8)
-        return made
-
-    @property
-    def codes_NK(self) -> Tensor:
-        """uint8 in 0..15, e2m1."""
-        if self._codes_NK is None:
-            assert self._bytes_NJ is not None
-            self._codes_NK = fp4.unpack_low_first(self._bytes_NJ)
-        return self._codes_NK
-
-    @property
-    def bytes_NJ(self) -> Tensor:
-        """uint8 [N, K/2]."""
-        if self._bytes_NJ is None:
-            assert self._codes_NK is not None
-            self._bytes_NJ = fp4.pack_low_first(self._codes_NK).contiguous()
-        return self._bytes_NJ
+        return cls(None, exponent_NG, bytes_NJ)
 
     @classmethod
     def of_doubled(cls, weight: DoubledWeight) -> MicroWeight:
@@ -236,3 +233,18 @@ def vector(dtype: str) -> WeightFormat:
 def matrix(n: int, k: int) -> tuple[int, ...]:
     """The shape of an unpacked matrix."""
     return (n, k)
+
+
+def codes(per: int, group_k: int = groups.GROUP) -> Callable[[int, int], tuple[int, ...]]:
+    """The shape of 4-bit codes, `per` of them along K in an element; it raises QuantizationError for a cut group."""
+
+    def shape(n: int, k: int) -> tuple[int, ...]:
+        groups.count(k, group_k)
+        return (n, k // per)
+
+    return shape
+
+
+def scales(group_k: int = groups.GROUP) -> Callable[[int, int], tuple[int, ...]]:
+    """The shape of one scale per row and group along K; it raises QuantizationError for a cut group."""
+    return lambda n, k: (n, groups.count(k, group_k))

@@ -15,18 +15,8 @@ from torch import Tensor
 from w4afp8.formats import bf16
 from w4afp8.formats import compressed_tensors_w4a8 as words
 from w4afp8.formats._compressed_tensors import beside_sixteen_bits
-from w4afp8.formats._spec import FINE_GROUP, FineWeight, Part, WeightFormat
+from w4afp8.formats._spec import FINE_GROUP, FineWeight, Part, WeightFormat, codes, scales
 from w4afp8.formats._target import NO_INPUT_SCALE, CheckpointFormat, no_side_files
-from w4afp8.numerics import groups
-
-
-def _packed(n: int, k: int) -> tuple[int, ...]:
-    groups.count(k, FINE_GROUP)
-    return (n, k // words.PER_WORD)
-
-
-def _scales(n: int, k: int) -> tuple[int, ...]:
-    return (n, groups.count(k, FINE_GROUP))
 
 
 def _two(n: int, k: int) -> tuple[int, ...]:
@@ -46,8 +36,8 @@ WEIGHT = WeightFormat(
     bits=4,
     form=FineWeight,
     parts=(
-        Part(".weight_packed", ("I32",), _packed),
-        Part(".weight_scale", ("BF16", "F16", "F32"), _scales),
+        Part(".weight_packed", ("I32",), codes(words.PER_WORD, FINE_GROUP)),
+        Part(".weight_scale", ("BF16", "F16", "F32"), scales(FINE_GROUP)),
         Part(".weight_shape", ("I64", "I32"), _two),
     ),
     unpack=_unpack,

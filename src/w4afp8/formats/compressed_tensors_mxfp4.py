@@ -12,18 +12,8 @@ from torch import Tensor
 
 from w4afp8.formats import bf16, compressed_tensors_fp8
 from w4afp8.formats._compressed_tensors import beside_blocks, beside_sixteen_bits
-from w4afp8.formats._spec import MICRO_GROUP, MicroWeight, Part, WeightFormat
+from w4afp8.formats._spec import MICRO_GROUP, MicroWeight, Part, WeightFormat, codes, scales
 from w4afp8.formats._target import NO_INPUT_SCALE, CheckpointFormat, no_side_files
-from w4afp8.numerics import groups
-
-
-def _packed(n: int, k: int) -> tuple[int, ...]:
-    groups.count(k, MICRO_GROUP)
-    return (n, k // 2)
-
-
-def _scales(n: int, k: int) -> tuple[int, ...]:
-    return (n, groups.count(k, MICRO_GROUP))
 
 
 def _unpack(parts: Mapping[str, Tensor]) -> MicroWeight:
@@ -38,7 +28,7 @@ WEIGHT = WeightFormat(
     name="compressed_tensors_mxfp4",
     bits=4,
     form=MicroWeight,
-    parts=(Part(".weight_packed", ("U8",), _packed), Part(".weight_scale", ("U8",), _scales)),
+    parts=(Part(".weight_packed", ("U8",), codes(2, MICRO_GROUP)), Part(".weight_scale", ("U8",), scales(MICRO_GROUP))),
     unpack=_unpack,
     pack=_pack,
 )

@@ -17,7 +17,7 @@ from torch import Tensor
 from w4afp8.errors import FormatError
 from w4afp8.formats import bf16, compressed_tensors_fp8
 from w4afp8.formats._compressed_tensors import ACTIVATIONS, beside_blocks, beside_sixteen_bits
-from w4afp8.formats._spec import GroupWeight, Part, WeightFormat
+from w4afp8.formats._spec import GroupWeight, Part, WeightFormat, codes, scales
 from w4afp8.formats._target import CheckpointFormat, InputScale, no_side_files
 from w4afp8.formats.sglang_w4afp8 import INPUT_SCALE_NAMES
 from w4afp8.numerics import groups, int4
@@ -32,15 +32,6 @@ EXPERTS = {
                 "dynamic": False},
     "input_activations": {**ACTIVATIONS, "strategy": "token"},
 }  # fmt: skip
-
-
-def _words(n: int, k: int) -> tuple[int, ...]:
-    groups.count(k)
-    return (n, k // PER_WORD)
-
-
-def _scales(n: int, k: int) -> tuple[int, ...]:
-    return (n, groups.count(k))
 
 
 def _two(n: int, k: int) -> tuple[int, ...]:
@@ -87,8 +78,8 @@ WEIGHT = WeightFormat(
     bits=4,
     form=GroupWeight,
     parts=(
-        Part(".weight_packed", ("I32",), _words),
-        Part(".weight_scale", ("BF16", "F16", "F32"), _scales),
+        Part(".weight_packed", ("I32",), codes(PER_WORD)),
+        Part(".weight_scale", ("BF16", "F16", "F32"), scales()),
         Part(".weight_shape", ("I64",), _two),
     ),
     unpack=_unpack,

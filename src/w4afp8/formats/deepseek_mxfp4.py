@@ -12,18 +12,9 @@ import torch
 from torch import Tensor
 
 from w4afp8.formats import bf16, deepseek_fp8, deepseek_ue8m0
-from w4afp8.formats._spec import MICRO_GROUP, MicroWeight, Part, WeightFormat
+from w4afp8.formats._spec import MICRO_GROUP, MicroWeight, Part, WeightFormat, codes, scales
 from w4afp8.formats._target import NO_INPUT_SCALE, CheckpointFormat, no_side_files
-from w4afp8.numerics import e8m0, groups
-
-
-def _packed(n: int, k: int) -> tuple[int, ...]:
-    groups.count(k, MICRO_GROUP)
-    return (n, k // 2)
-
-
-def _scales(n: int, k: int) -> tuple[int, ...]:
-    return (n, groups.count(k, MICRO_GROUP))
+from w4afp8.numerics import e8m0
 
 
 def _unpack(parts: Mapping[str, Tensor]) -> MicroWeight:
@@ -38,7 +29,7 @@ WEIGHT = WeightFormat(
     name="deepseek_mxfp4",
     bits=4,
     form=MicroWeight,
-    parts=(Part(".weight", ("I8", "U8"), _packed), Part(".scale", ("F8_E8M0",), _scales)),
+    parts=(Part(".weight", ("I8", "U8"), codes(2, MICRO_GROUP)), Part(".scale", ("F8_E8M0",), scales(MICRO_GROUP))),
     unpack=_unpack,
     pack=_pack,
 )

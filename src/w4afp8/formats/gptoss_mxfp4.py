@@ -12,17 +12,13 @@ from typing import Any
 from torch import Tensor
 
 from w4afp8.formats import bf16
-from w4afp8.formats._spec import MICRO_GROUP, MicroWeight, Part, WeightFormat
+from w4afp8.formats._spec import MICRO_GROUP, MicroWeight, Part, WeightFormat, scales
 from w4afp8.formats._target import NO_INPUT_SCALE, CheckpointFormat, no_side_files
 from w4afp8.numerics import groups
 
 
 def _blocks(n: int, k: int) -> tuple[int, ...]:
     return (n, groups.count(k, MICRO_GROUP), MICRO_GROUP // 2)
-
-
-def _scales(n: int, k: int) -> tuple[int, ...]:
-    return (n, groups.count(k, MICRO_GROUP))
 
 
 def _unpack(parts: Mapping[str, Tensor]) -> MicroWeight:
@@ -38,7 +34,7 @@ WEIGHT = WeightFormat(
     name="gptoss_mxfp4",
     bits=4,
     form=MicroWeight,
-    parts=(Part("_blocks", ("U8",), _blocks), Part("_scales", ("U8",), _scales)),
+    parts=(Part("_blocks", ("U8",), _blocks), Part("_scales", ("U8",), scales(MICRO_GROUP))),
     unpack=_unpack,
     pack=_pack,
 )

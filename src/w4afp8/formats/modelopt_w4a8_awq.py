@@ -15,7 +15,7 @@ from torch import Tensor
 
 from w4afp8.errors import QuantizationError
 from w4afp8.formats import bf16, deepseek_fp8
-from w4afp8.formats._spec import AwareWeight, GroupWeight, Part, WeightFormat
+from w4afp8.formats._spec import AwareWeight, GroupWeight, Part, WeightFormat, scales
 from w4afp8.formats._target import CheckpointFormat, InputScale
 from w4afp8.formats._trtllm import mixed_layers
 from w4afp8.numerics import groups
@@ -26,10 +26,6 @@ def _packed(n: int, k: int) -> tuple[int, ...]:
     if n % 2:
         raise QuantizationError(f"N = {n} is odd; two output rows share a byte")
     return (n // 2, k)
-
-
-def _scales(n: int, k: int) -> tuple[int, ...]:
-    return (n, groups.count(k))
 
 
 def _scalar(n: int, k: int) -> tuple[int, ...]:
@@ -70,7 +66,7 @@ WEIGHT = WeightFormat(
     form=AwareWeight,
     parts=(
         Part(".weight", ("U8",), _packed),
-        Part(".weight_scale", ("F32",), _scales),
+        Part(".weight_scale", ("F32",), scales()),
         Part(".weight_scale_2", ("F32",), _scalar),
         Part(".input_scale", ("F32",), _scalar),
         Part(".pre_quant_scale", ("BF16", "F16", "F32"), _per_input),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from w4afp8.formats import deepseek_fp8
-from w4afp8.formats._spec import GroupWeight, Part, WeightFormat
+from w4afp8.formats._spec import GroupWeight, Part, WeightFormat, codes, scales
 from w4afp8.formats._target import CheckpointFormat, InputScale
 from w4afp8.formats._trtllm import mixed_layers
 from w4afp8.numerics import groups
@@ -22,15 +22,6 @@ from w4afp8.numerics import groups
 INPUT_SCALE_NAMES = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 ACTIVATION_SCALES_FILE = "act_scales.safetensors"
 EXPERTS = {"quant_algo": "W4A8_AWQ", "group_size": groups.GROUP}
-
-
-def _packed(n: int, k: int) -> tuple[int, ...]:
-    groups.count(k)
-    return (n, k // 2)
-
-
-def _scales(n: int, k: int) -> tuple[int, ...]:
-    return (n, groups.count(k))
 
 
 def _unpack(parts: Mapping[str, Tensor]) -> GroupWeight:
@@ -66,7 +57,7 @@ WEIGHT = WeightFormat(
     name="sglang_w4afp8",
     bits=4,
     form=GroupWeight,
-    parts=(Part(".weight", ("I8",), _packed), Part(".weight_scale_inv", ("F32",), _scales)),
+    parts=(Part(".weight", ("I8",), codes(2)), Part(".weight_scale_inv", ("F32",), scales())),
     unpack=_unpack,
     pack=_pack,
 )
