@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import resource
 import shutil
-import signal
 import struct
-import sys
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from unittest import mock
 
 import pytest
-import torch
 from corpus import CONFIG, CORPUS, INDEX, Hostile, mutations, shard_of
+from forks import Forks, forks
 
 from w4afp8 import conversion
-from w4afp8.cli import cli, code_of
 from w4afp8.errors import W4AFP8Error
 from w4afp8.terminal.inspect_view import inspect_json
 from w4afp8.validate import validate
@@ -40,9 +33,6 @@ COMMANDS: dict[str, tuple[str, list[str], set[str], set[int]]] = {
     "validate": ("output", ["validate", "IN", "--quick"], {"headers", "values", "scales"}, {3, 7}),
 }  # fmt: skip
 CONVERT_READS = {"norm not a number"}  # a conversion copies what is no expert as it is, number or not
-MOST_BYTES = 1 << 30  # beside what the program has before it begins
-SECONDS = 30
-BROKEN = 111
 
 
 @pytest.fixture(scope="session")
@@ -59,32 +49,16 @@ def spoiled(sound: Path, folder: Path) -> Path:
     return folder
 
 
-def command_in_child(words: list[str], said: Path) -> int:
-    """The exit code of a command in a process with little memory and time; its words are written to `said`."""
-    child = os.fork()
-    if child:
-        _, status = os.waitpid(child, 0)
-        return os.waitstatus_to_exitcode(status)
-    try:
-        sys.stdout, sys.stderr = said.with_name("out.txt").open("w"), said.open("w", errors="backslashreplace")
-        pages = int(Path("/proc/self/statm").read_text().split()[5])  # what it may write to; reserved space is free
-        limit = pages * resource.getpagesize() + MOST_BYTES
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(SECONDS)
-        with mock.patch.object(torch, "set_num_threads"):  # torch cannot always renew its threads after a fork
-            code = code_of(lambda: cli.main(args=words, standalone_mode=False))
-    except BaseException:
-        traceback.print_exc()
-        code = BROKEN
-    sys.stderr.flush()
-    os._exit(code)
+@pytest.fixture(scope="session")
+def serving() -> Iterator[Forks]:
+    with forks() as found:
+        yield found
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("hostile", CORPUS, ids=lambda hostile: hostile.name.replace(" ", "-"))
 def test_a_hostile_checkpoint_is_refused(
-    sound: dict[str, Path], tmp_path: Path, hostile: Hostile, command: str
+    sound: dict[str, Path], serving: Forks, tmp_path: Path, hostile: Hostile, command: str
 ) -> None:
     kind, words, sees, codes = COMMANDS[command]
     if hostile.seen_by not in sees or (hostile.seen_by == "scales" and kind == "source"):
@@ -95,7 +69,7 @@ def test_a_hostile_checkpoint_is_refused(
     hostile.damage(folder)
     before = sorted(path.name for path in folder.iterdir())
     spelled = [{"IN": str(folder), "OUT": str(out)}.get(word, word) for word in words]
-    code = command_in_child(spelled, tmp_path / "said")
+    code = serving.run(spelled, tmp_path / "said")
     said = (tmp_path / "said").read_text(errors="replace")
     assert code in codes, (code, said[-3000:])
     assert "Traceback" not in said and "out of memory" not in said
@@ -107,14 +81,14 @@ def test_a_hostile_checkpoint_is_refused(
 
 
 @pytest.mark.parametrize("kind", ["source", "output"])
-def test_the_corpus_spoils_what_is_sound(sound: dict[str, Path], tmp_path: Path, kind: str) -> None:
+def test_the_corpus_spoils_what_is_sound(sound: dict[str, Path], serving: Forks, tmp_path: Path, kind: str) -> None:
     """The same commands pass before the damage."""
     folder = spoiled(sound[kind], tmp_path / "in")
     for name, (on, words, _, _) in COMMANDS.items():
         if on == kind and name != "quantize":
             out = tmp_path / name
             spelled = [{"IN": str(folder), "OUT": str(out)}.get(word, word) for word in words]
-            assert command_in_child(spelled, tmp_path / "said") == 0, (tmp_path / "said").read_text()
+            assert serving.run(spelled, tmp_path / "said") == 0, (tmp_path / "said").read_text()
 
 
 @pytest.mark.parametrize("part", ["header", INDEX, CONFIG])
