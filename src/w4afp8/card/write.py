@@ -16,6 +16,7 @@ from w4afp8._version import __version__
 from w4afp8.calibration import BUNDLED
 from w4afp8.card import engines, source
 from w4afp8.checkpoint import atomic
+from w4afp8.checkpoint.lineage import SOURCE_PROOF
 from w4afp8.checkpoint.reader import read_json
 from w4afp8.errors import CheckpointError, RecipeError
 from w4afp8.layouts import _record as layout_record
@@ -109,6 +110,7 @@ def _render(facts: Facts, *, metadata: Mapping[str, Any], verdict: gate.Gate, mo
         head=yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True),
         facts=facts,
         format=_format(facts),
+        quantized=_was_quantized(facts),
         verdict=verdict,
         classes=_classes(facts),
         readers=readers,
@@ -126,6 +128,11 @@ def _render(facts: Facts, *, metadata: Mapping[str, Any], verdict: gate.Gate, mo
         size=size, number=number, percent=percent, plural=plural,
         **more,
     )  # fmt: skip
+
+
+def _was_quantized(facts: Facts) -> bool:
+    """Whether a run rounded the experts; converting alone rounds nothing."""
+    return facts.conversion is None or bool(facts.record.get("method"))
 
 
 def _readers(facts: Facts) -> tuple[str, ...]:
@@ -179,9 +186,9 @@ def _sums(files: Mapping[str, FileSeal]) -> str | None:
 
 
 def _compared_with(folder: Path, state: gate.State) -> str | None:
-    """The Hub id of the source that the validation proved this to be."""
+    """The Hub id of the source that the validation proved this to be, itself or by the proof of what it was made of."""
     if state is not gate.State.PROVEN:
         return None
-    kept = folder / layout_record.FILES / VALIDATION  # of a layout: the canonical checkpoint's own
-    found = (read_json(kept if kept.is_file() else folder / VALIDATION).get("source") or {}).get("hub_id")
-    return found if isinstance(found, str) else None
+    kept = (folder / layout_record.FILES / VALIDATION, folder / SOURCE_PROOF, folder / VALIDATION)
+    named = ((read_json(path).get("source") or {}).get("hub_id") for path in kept if path.is_file())
+    return next((found for found in named if isinstance(found, str)), None)

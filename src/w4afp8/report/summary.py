@@ -64,6 +64,8 @@ def verdict(facts: Facts) -> Verdict:
     if report.get("proven") and any(check.get("name") == "canonical proof" for check in report["checks"]):
         sentence = f"{tested:,} checks hold: the canonical checkpoint comes out byte for byte, and that was proven."
         return Verdict("Proven", "good", sentence)
+    if report.get("proven") and report.get("claim"):
+        return Verdict("Proven", "good", f"{tested:,} checks hold: {report['claim']}.")
     if report.get("proven"):
         sentence = (
             f"{tested:,} checks beside {report.get('against')} hold, among them every expert's output and every "
@@ -254,7 +256,12 @@ def reproduce(facts: Facts) -> str:
     quantize = f"w4afp8 quantize --model {source} --recipe w4afp8/recipe.yaml -o "
     if not facts.conversion:
         return quantize + name
-    return f"{quantize}QUANTIZED\nw4afp8 convert QUANTIZED --format {facts.conversion.get('to')} -o {name}"
+    convert = f"--format {facts.conversion.get('to')} -o {name}"
+    if not facts.record.get("method"):
+        return f"w4afp8 convert {source} {convert}"
+    if (facts.validation or {}).get("claim"):  # compared with what was converted, not with what was quantized
+        quantize = "w4afp8 quantize --model SOURCE --recipe w4afp8/recipe.yaml -o "
+    return f"{quantize}QUANTIZED\nw4afp8 convert QUANTIZED {convert}"
 
 
 def provenance(facts: Facts) -> list[tuple[str, str]]:

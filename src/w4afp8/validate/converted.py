@@ -153,9 +153,8 @@ class _Run:
         shards = {spec.shard for spec in specs.values()} | (
             {target.input_scale.file} if lineage.source.kept and not target.input_scale.indexed else set()
         )
-        names = sorted({*own, CONVERSION, *([SOURCE_PROOF] if (self.folder / SOURCE_PROOF).exists() else [])})
         shards = {name for name in shards if name and (self.folder / name).is_file()}
-        form = written.check_written(self.folder, names, sorted(shards), {"tool": lineage.tool})
+        form = written.check_written(self.folder, sorted({*own, CONVERSION}), sorted(shards), {"tool": lineage.tool})
         proof = carried_proof(self.folder)
         if self.source is None and proof is not None:
             sides = account.check_copies(self.folder, proof)
