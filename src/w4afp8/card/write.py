@@ -21,8 +21,9 @@ from w4afp8.checkpoint.reader import read_json
 from w4afp8.errors import CheckpointError, RecipeError
 from w4afp8.layouts import _record as layout_record
 from w4afp8.report.facts import FOLDER, Facts, gather
+from w4afp8.report.reproduce import reproduce
 from w4afp8.report.scales import number, percent, size
-from w4afp8.report.summary import plural, reproduce
+from w4afp8.report.summary import plural
 from w4afp8.validate import gate
 from w4afp8.validate.seal import CARD, VALIDATION, FileSeal
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from dataclasses import dataclass
 from statistics import median
@@ -244,24 +243,6 @@ def _shares(counts: Counter[str]) -> list[dict[str, Any]]:
     return [
         {"name": name, "count": count, "share": round(100 * count / total, 1)} for name, count in sorted(counts.items())
     ]
-
-
-def reproduce(facts: Facts) -> str:
-    """The commands that make these bytes again."""
-    name = shlex.quote(facts.name)
-    if facts.layout:
-        split = f"--tp {facts.layout['tensor_parallel']} --ep {facts.layout['expert_parallel']}"
-        return f"w4afp8 convert CANONICAL --layout {facts.layout['layout']} {split} -o {name}"
-    source = shlex.quote((facts.validation or {}).get("against") or "SOURCE")
-    quantize = f"w4afp8 quantize --model {source} --recipe w4afp8/recipe.yaml -o "
-    if not facts.conversion:
-        return quantize + name
-    convert = f"--format {facts.conversion.get('to')} -o {name}"
-    if not facts.record.get("method"):
-        return f"w4afp8 convert {source} {convert}"
-    if (facts.validation or {}).get("claim"):  # compared with what was converted, not with what was quantized
-        quantize = "w4afp8 quantize --model SOURCE --recipe w4afp8/recipe.yaml -o "
-    return f"{quantize}QUANTIZED\nw4afp8 convert QUANTIZED {convert}"
 
 
 def provenance(facts: Facts) -> list[tuple[str, str]]:

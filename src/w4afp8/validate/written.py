@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from w4afp8.checkpoint import atomic
 from w4afp8.checkpoint.header import read_header, render_header
 from w4afp8.checkpoint.reader import CONFIG, INDEX
 from w4afp8.errors import W4AFP8Error
@@ -43,7 +44,7 @@ def _check_json(path: Path, name: str, check: Check) -> None:
         content = json.loads(raw)
     except (ValueError, RecursionError):
         return  # said already, by the check that reads it
-    if raw != (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode():
+    if raw != atomic.as_json(content):
         check.blame(name, "bytes that say the same in another form", "the form in which it was written", THEN)
 
 
