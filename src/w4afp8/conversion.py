@@ -144,6 +144,7 @@ def _publish(prepared: Conversion, journal: Journal) -> dict[str, Any]:
         if (theirs / name).is_file():
             atomic.copy_file(theirs / name, own / name)
             written.append(f"{RECORD_FOLDER}/{name}")
+    (out / SOURCE_PROOF).unlink(missing_ok=True)  # of a run that broke off here
     if (reader.folder / VALIDATION).is_file() and gate.glance(reader.folder)[0].state is gate.State.PROVEN:
         atomic.copy_file(reader.folder / VALIDATION, out / SOURCE_PROOF)
         written.append(SOURCE_PROOF)

@@ -150,11 +150,8 @@ class _Run:
         sixteen = structure.has_sixteen_bit_linears(here.items)
         settings = account.check_settings(config, target, lineage.source.config, sixteen)
         own = target.side_files(config) if not settings.failed else {}
-        shards = {spec.shard for spec in specs.values()} | (
-            {target.input_scale.file} if lineage.source.kept and not target.input_scale.indexed else set()
-        )
-        shards = {name for name in shards if name and (self.folder / name).is_file()}
-        form = written.check_written(self.folder, sorted({*own, CONVERSION}), sorted(shards), {"tool": lineage.tool})
+        shards = sorted({spec.shard for spec in specs.values()})
+        form = written.check_written(self.folder, sorted(own), shards, {"tool": lineage.tool})
         proof = carried_proof(self.folder)
         if self.source is None and proof is not None:
             sides = account.check_copies(self.folder, proof)

@@ -12,6 +12,7 @@ from typing import Any
 
 from w4afp8.checkpoint import atomic
 from w4afp8.checkpoint.header import read_header, render_header
+from w4afp8.checkpoint.lineage import CONVERSION
 from w4afp8.checkpoint.reader import CONFIG, INDEX
 from w4afp8.errors import W4AFP8Error
 from w4afp8.validate.config import RECORD
@@ -27,7 +28,7 @@ def check_written(folder: Path, own_files: Iterable[str], shards: Iterable[str],
     if (record.get("tool") or {}).get("name") != TOOL:
         check.idle = "another tool's directory"
         return check
-    for name in (INDEX, CONFIG, RECORD, *own_files):
+    for name in (INDEX, CONFIG, RECORD, CONVERSION, *own_files):
         path = folder / name
         if path.is_file():
             check.examined += 1
