@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from w4afp8 import conversion, formats, hub
-from w4afp8.checkpoint.lineage import read_lineage, write_lineage
+from w4afp8.checkpoint.lineage import checksum, read_lineage, write_lineage
 from w4afp8.synthetic import write_checkpoint
 from w4afp8.validate import ValidationReport, gate, validate
+from w4afp8.validate.alike import TENSORS
 from w4afp8.validate.converted import needs_source
 from w4afp8.validate.gate import State
 from w4afp8.validate.origin import origin_of
@@ -158,6 +159,29 @@ def test_a_proof_travels_through_two_arrangements(published: Callable[[Any, str]
     report = prove(stacked)
     assert report.proven, (blamed(report), untested(report))
     assert report.claim.startswith("led back to compressed_tensors_mxfp4") and report.check("numbers").examined == 3 * 6
+
+
+def test_every_middle_form_can_be_compared() -> None:
+    assert {formats.get(name).form for name in formats.names()} == set(TENSORS)
+
+
+def test_a_proof_of_another_config_leads_nowhere(ours: Callable[..., Path], tmp_path: Path) -> None:
+    """What the numbers mean stands in config.json too: the proof must be about the one that was converted."""
+    source = ours(SGLANG)
+    out = convert(source, MODELOPT, tmp_path / "out")
+    for name in ("w4afp8/conversion.json", "config.json"):
+        content = json.loads((out / name).read_text())
+        said = content["source"]["config"] if "source" in content else content
+        said["routed_scaling_factor"] = 3.0
+        if "checksum" in content:
+            del content["checksum"]
+            content = {"checksum": checksum(content), **content}
+        write_json(out / name, content)
+    forge(out)
+    report = validate(out)
+    assert report.passed and "numbers" in untested(report) and needs_source(out)
+    assert "the config.json that it is about is not the one" in (report.check("numbers").skipped or "")
+    assert "routed_scaling_factor" in blamed(validate(out, source))["source"][0]
 
 
 # Damage: once as it happens, and once by a converter that is wrong itself, so that the recorded digests agree.

@@ -13,9 +13,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from w4afp8.checkpoint import atomic
 from w4afp8.checkpoint.header import render_header
-from w4afp8.checkpoint.lineage import Source
-from w4afp8.checkpoint.reader import CheckpointReader
+from w4afp8.checkpoint.lineage import CONVERSION, Source
+from w4afp8.checkpoint.reader import CONFIG, CheckpointReader
 from w4afp8.checkpoint.spec import DTYPES, TensorSpec
 from w4afp8.errors import W4AFP8Error
 from w4afp8.families._inventory import Item
@@ -119,8 +120,10 @@ class Beside:
                 self.scales.blame(f"{key[0]}.{key[1]}.input_scale", mine, f"{theirs} as in {self.against}", AGAIN)
 
 
-def no_way_back(here: Checkpoint, source: Checkpoint) -> str | None:
+def no_way_back(here: Checkpoint, source: Checkpoint, proof: Seal) -> str | None:
     """Why the source's bytes do not follow from what stands here, or None where they do."""
+    if hashlib.sha256(atomic.as_json(source.config)).hexdigest() != proof.files.get(CONFIG, NO_FILE).sha256:
+        return f"the {CONFIG} that it is about is not the one that {CONVERSION} has, to the byte"
     theirs = source.held()
     forms = {}
     for name, held in here.held().items():

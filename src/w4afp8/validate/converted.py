@@ -73,7 +73,7 @@ def needs_source(folder: Path) -> bool:
         theirs = Checkpoint.of(lineage.source.config, lineage.source.tensors, formats.checkpoint(lineage.before))
     except W4AFP8Error:
         return False  # the validation says what is wrong
-    return seal is None or no_way_back(here, theirs) is not None
+    return seal is None or no_way_back(here, theirs, seal) is not None
 
 
 class _Run:
@@ -186,7 +186,7 @@ class _Run:
             self._unknown(f"{name} is not here, and had no proof when it was converted; {ask}")
             return None
         theirs = Checkpoint.of(lineage.source.config, lineage.source.tensors, before)
-        why = no_way_back(here, theirs)
+        why = no_way_back(here, theirs, seal)
         if why is not None:
             self._unknown(f"{name} is not here, and its proof does not tell: {why}; {ask}")
             return None
