@@ -71,6 +71,8 @@ def test_a_proven_conversion_is_sent_and_what_is_downloaded_is_proven(
         "w4afp8 convert org/oss --format compressed_tensors_mxfp4", "w4afp8/conversion.json",
     ):  # fmt: skip
         assert words in card, words
+    assert "| routed expert | compressed_tensors_mxfp4 | 4 |" in card and "## What stands in which format" in card
+    assert json.loads((back / "w4afp8/record.json").read_text())["bits_per_weight"] == 4.25
     for words in ("quantized to 4 bits", "recipe.yaml", "unknown", "Not recorded"):
         assert words not in card, words
     assert str(tmp_path) not in card + (back / "w4afp8/conversion.json").read_text()

@@ -149,10 +149,11 @@ def _format(facts: Facts) -> str | None:
 def _classes(facts: Facts) -> list[dict[str, Any]]:
     rows = []
     for role, row in facts.roles.items():
-        quantized = row.get("bytes_in") != row.get("bytes_out")
+        quantized = row.get("bytes_in") != row.get("bytes_out") and _was_quantized(facts)
         stored = str((_format(facts) if quantized else None) or row.get("format") or "")
         exact = facts.record.get("bits_per_weight")
-        shown = f"{exact:g} with scales" if quantized and isinstance(exact, int | float) else engines.bits(stored)
+        counted = quantized and isinstance(exact, int | float) and engines.has_scales(stored)
+        shown = f"{exact:g} with scales" if counted else engines.bits(stored)
         rows.append(
             {"role": role, "format": stored or "unknown", "bits": shown, "quantized": quantized,
              "before": size(row.get("bytes_in")), "after": size(row.get("bytes_out"))}

@@ -196,9 +196,10 @@ class _Run:
         return LedBack(theirs, lineage.source, seal, scales)
 
     def _unknown(self, why: str) -> None:
-        for check in (self.numbers, self.carried, self.scales, self.source_check, self.proof):
-            if not check.failed:
-                check.skip(why)
+        if not self.source_check.failed:
+            self.source_check.skip(why)
+        for check in (self.numbers, self.carried, self.scales, self.proof):
+            check.skip("what the source holds is not known")
 
     def _every_byte(
         self, reader: CheckpointReader, here: Checkpoint, lineage: Lineage, original: Original | None

@@ -215,6 +215,9 @@ def _broken(content: Mapping[str, Any]) -> Iterator[str]:
 def _untested(content: Mapping[str, Any]) -> Iterator[str]:
     if content.get("sample") is not None:
         yield f"only {content['sample']} experts per layer were compared; {AGAIN} without --quick or --sample"
+    reasons: dict[str, list[str]] = {}
     for check in content.get("checks", []):
         if check.get("skipped"):
-            yield f"{check['name']} was not tested: {check['skipped']}"
+            reasons.setdefault(check["skipped"], []).append(check["name"])
+    for why, names in reasons.items():
+        yield f"{', '.join(names)} {'was' if len(names) == 1 else 'were'} not tested: {why}"
