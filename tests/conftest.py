@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from w4afp8 import pipeline
+from w4afp8.cli import cli, code_of
 from w4afp8.recipes._load import build
 from w4afp8.recipes._recipe import Recipe
 from w4afp8.synthetic import write_checkpoint
@@ -96,6 +97,21 @@ def small_recipe() -> Callable[..., Recipe]:
         return build(content | changes, "a test's recipe")
 
     return make
+
+
+@pytest.fixture
+def w4afp8(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command: (exit code, standard output, standard error)."""
+
+    def invoke(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        words = [str(argument) for argument in arguments]
+        code = code_of(lambda: cli.main(args=words, prog_name="w4afp8", standalone_mode=False))
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return code, out, err
+
+    return invoke
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from fake_hub import FakeHub
-from test_hub_push import assert_whole, send
+from pushes import assert_whole, send
 
 KILLS = 10
 ON_THE_WAY = ("preupload", "batch", "put", "part", "complete", "verify", "commit", "tree", "info")

@@ -17,7 +17,7 @@ from fake_hub import TOKEN, FakeHub
 from fake_storage import chunks
 from huggingface_hub import snapshot_download
 from huggingface_hub.utils._xet import abort_xet_session
-from test_hub_push import REPO, assert_whole, send
+from pushes import REPO, assert_whole, send
 from test_hub_resume import push_in_child
 
 from w4afp8.checkpoint.reader import CONFIG, INDEX
