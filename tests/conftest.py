@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,14 @@ GOLDEN = Path(__file__).parent / "golden"
 torch.set_num_threads(1)
 settings.register_profile("house", deadline=None, derandomize=True, max_examples=40, print_blob=True)
 settings.load_profile("house")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _power_stays_on() -> Iterator[None]:
+    """No test cuts the power, so none waits for a disk; that files are synced, and when, tests/checkpoint asks."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -86,11 +95,11 @@ def toy(tmp_path: Path, toy_config: dict[str, Any], miniature: Path) -> Callable
 
 @pytest.fixture
 def small_recipe() -> Callable[..., Recipe]:
-    """A recipe with few tokens; keys as in YAML."""
+    """A recipe with few tokens; `options` are the method's, the other keys as in YAML."""
 
-    def make(method: str = "rtn", **changes: Any) -> Recipe:
+    def make(method: str = "rtn", options: dict[str, Any] | None = None, **changes: Any) -> Recipe:
         content: dict[str, Any] = {
-            "method": {"name": method},
+            "method": {"name": method, "options": options or {}},
             "calibration": {"tokens": 256, "sequence": 64},
             "output": {"shard_gb": 0.0002},
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from children import FINISHED, REFUSED, Countdown, die, in_child, wait
-from outputs import run, tree
+from outputs import FOLDS_ALONE, run, tree
 from w4afp8.recipes._recipe import Resume
 
 RANDOM_KILLS, STEP_KILLS, EVENT_KILLS = 12, 26, 6
@@ -34,7 +35,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory, miniature: Path, miniature_c
     }  # fmt: skip
     write_checkpoint(folder / "source", config, shard_gb=0.0005, tokenizer_from=miniature)
     recipe = build(
-        {"method": {"name": "awq", "options": {"rounds": 1, "sweeps": 1}}, "output": {"shard_gb": 0.0002},
+        {"method": {"name": "awq", "options": FOLDS_ALONE | {"min_gain": 0}}, "output": {"shard_gb": 0.0002},
          "calibration": {"tokens": 128, "sequence": 32}, "coverage": {"min_tokens": 0}}, "x")  # fmt: skip
 
     def work(
@@ -54,6 +55,8 @@ def trial(tmp_path_factory: pytest.TempPathFactory, miniature: Path, miniature_c
     seconds = time.monotonic() - began
     expected = tree(folder / "whole")
     assert "config.json" in expected
+    layers = json.loads(expected["w4afp8/record.json"])["layers"]
+    assert all(layer["folded"] for layer in layers), "norms that a layer changes, and the next begins from unchanged"
     yield work, expected, int((folder / "steps").read_text()), seconds
 
 
