@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -80,15 +81,30 @@ def toy_config(miniature_config: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.fixture(scope="session")
+def _toys(tmp_path_factory: pytest.TempPathFactory, miniature: Path) -> Callable[..., Path]:
+    """Each random FP8 checkpoint that was asked for, written once; read only."""
+    home, written = tmp_path_factory.mktemp("toys"), {}
+
+    def find(config: dict[str, Any], **how: Any) -> Path:
+        key = json.dumps([config, how], sort_keys=True)
+        if key not in written:
+            folder = home / str(len(written))
+            write_checkpoint(folder, config, tokenizer_from=miniature, **how)
+            written[key] = folder
+        return written[key]
+
+    return find
+
+
 @pytest.fixture
-def toy(tmp_path: Path, toy_config: dict[str, Any], miniature: Path) -> Callable[..., Path]:
-    """Writes a random FP8 checkpoint of the toy's shape, some fields of its config changed."""
+def toy(tmp_path: Path, toy_config: dict[str, Any], _toys: Callable[..., Path]) -> Callable[..., Path]:
+    """A random FP8 checkpoint of the toy's shape, some fields of its config changed: the test's own copy."""
 
     def write(name: str = "toy", dtype: Any = "fp8", shard_gb: float = 0.0005, seed: int = 0, **changes: Any) -> Path:
-        folder = tmp_path / name
         config = {key: value for key, value in (toy_config | changes).items() if value is not ...}
-        write_checkpoint(folder, config, dtype=dtype, shard_gb=shard_gb, seed=seed, tokenizer_from=miniature)
-        return folder
+        found = _toys(config, dtype=dtype, shard_gb=shard_gb, seed=seed)
+        return Path(shutil.copytree(found, tmp_path / name, dirs_exist_ok=True))
 
     return write
 

@@ -125,7 +125,7 @@ def test_the_weights_are_committed_as_they_arrive(xet_hub: FakeHub, proven: Path
 def test_ctrl_c_stops_at_once_and_keeps_what_was_sent(xet_hub: FakeHub, proven: Path, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "w4afp8.cli", "push", str(proven), "--repo", REPO, "--private"]
     environment = os.environ | {"HF_ENDPOINT": xet_hub.url, "HF_HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job, and by its children
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's child would ignore it
     child = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     signal.signal(signal.SIGINT, before)
 
