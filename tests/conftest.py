@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from w4afp8 import pipeline
-from w4afp8.cli import cli, code_of
 from w4afp8.recipes._load import build
 from w4afp8.recipes._recipe import Recipe
 from w4afp8.synthetic import write_checkpoint
@@ -127,6 +126,7 @@ def small_recipe() -> Callable[..., Recipe]:
 @pytest.fixture
 def w4afp8(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Runs a command: (exit code, standard output, standard error)."""
+    from w4afp8.cli import cli, code_of
 
     def invoke(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
