@@ -14,7 +14,7 @@ from types import ModuleType
 from w4afp8.errors import RecipeError
 
 
-@cache  # a plan asks once per tensor, and a model has a hundred thousand
+@cache  # `synthetic` asks once per tensor, and a model has a hundred thousand
 def names(package: ModuleType) -> tuple[str, ...]:
     """Every public module of `package`, sorted."""
     return tuple(sorted(m.name for m in iter_modules(package.__path__) if not m.name.startswith("_")))
