@@ -34,8 +34,8 @@ def tune(
 ) -> None:
     """Try every schedule on the Hopper GPU at hand, each verified before it is timed, and keep the fastest in a table.
 
-    `gemm` times each product alone, `moe` the two of the layer inside it, then the layer in one launch.  A table that is
-    there keeps its other rows.
+    `gemm` times each product alone, `moe` the two of the layer inside it, then the layer in one launch.  A table that
+    is there keeps its other rows.
     """
     from w4afp8.kernels import settings
     from w4afp8.measure import shapes, stand, table

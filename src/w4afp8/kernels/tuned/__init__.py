@@ -1,8 +1,8 @@
 """Measured choices: tables of problems and their fastest schedules, one JSON file a device.
 
 A problem is looked up by its weight's shape, a fused layer by its experts' sizes; the number of rows may lie between
-two measured ones.  A table that
-`w4afp8 tune` wrote for the GPU at hand is read first (where it stands: `settings.tuned_table`); then the shipped one.
+two measured ones.  A table that `w4afp8 tune` wrote for the GPU at hand is read first (where it stands:
+`settings.tuned_table`); then the shipped one.
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ class Table(NamedTuple):
 
     device: str  # as torch names it; "" in a table of nothing
     schedules: Mapping[str, list[tuple[int, str, int]]]  # "experts rows cols" -> (rows of x, kernel, split_groups)
-    layers: Mapping[
-        str, list[tuple[int, str]]
-    ]  # "experts hidden inner" -> (rows here, kernel of one launch or SEVERAL)
+    # "experts hidden inner" -> (rows here, kernel of one launch or SEVERAL)
+    layers: Mapping[str, list[tuple[int, str]]]
 
 
 NOTHING = Table("", {}, {})
