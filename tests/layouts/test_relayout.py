@@ -216,10 +216,6 @@ def test_a_layout_is_no_source_of_another(int4: Make, tmp_path: Path) -> None:
         into(out, "marlin", tmp_path / "none")
     with pytest.raises(CheckpointError, match="has the runtime layout sm90, whose stacks are no checkpoint's tensors"):
         conversion.prepare(out, "compressed_tensors_w4a8", tmp_path / "none", 1.0)
-    with pytest.raises(RecipeError, match="a layout is always compared whole"):
-        validate(out, sample=4)
-    with pytest.raises(RecipeError, match="a layout is compared byte for byte, nothing is multiplied"):
-        validate(out, device="cuda")
     with pytest.raises(RecipeError, match="no layout to go back from"):
         prepare_back(source)
     with pytest.raises(ResumeError, match="holds a finished checkpoint"):

@@ -16,12 +16,11 @@ from w4afp8.families._inventory import Item
 from w4afp8.kernels import device as devices
 from w4afp8.layouts._record import is_laid_out
 from w4afp8.validate import config as configs
-from w4afp8.validate import fused, kept, structure, written
+from w4afp8.validate import fused, kept, layout, structure, written
 from w4afp8.validate.carried import check_carried, new_checks, routing_moved
 from w4afp8.validate.experts import ExpertChecks
 from w4afp8.validate.findings import Check, LayerNumbers, Progress, ValidationReport, silent
 from w4afp8.validate.gemm import GemmChecks
-from w4afp8.validate.layout import validate_layout
 from w4afp8.validate.origin import origin_of
 from w4afp8.validate.sides import RecordedInputs, Side, chosen_experts, norm_fold
 from w4afp8.validate.values import ValueChecks
@@ -46,8 +45,8 @@ def validate(
     """
     began = time.monotonic()
     place = check_request(folder, sample, device)
-    if place is None:
-        return validate_layout(folder, against, on_progress)
+    if is_laid_out(folder):
+        return layout.validate_layout(folder, against, on_progress, sample=sample, device=place)
     progress = on_progress or silent
     source = None
     try:
@@ -59,16 +58,12 @@ def validate(
             source.reader.close()
 
 
-def check_request(folder: Path, sample: int | None, device: str) -> torch.device | None:
-    """What can be refused before a weight is read; returns where to multiply, None for a layout.  Raises: as above."""
+def check_request(folder: Path, sample: int | None, device: str) -> torch.device:
+    """What can be refused before a weight is read; returns where to multiply.  Raises: as above."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such directory; give the directory of a quantized checkpoint")
     if is_laid_out(folder):
-        if sample is not None:
-            raise RecipeError("--quick and --sample: a layout is always compared whole; leave them out")
-        if device == "cuda":
-            raise RecipeError("--device cuda: a layout is compared byte for byte, nothing is multiplied; leave it out")
-        return None
+        return layout.place(folder, sample, device)
     return _place(folder, device)
 
 
