@@ -137,14 +137,13 @@ class LayoutChecks:
 
     def files(self, folder: Path, record: Record) -> None:
         """What is kept as it was, before anything in it is believed."""
-        expected = _kept(record)
-        for name, digest in expected.items():
+        for name, digest in record.copies.items():
             path = folder / name
             refuse_link_out(folder, path)
             self._compare(name, seal.digest(path) if path.is_file() else None, digest)
 
     def _strangers(self, laid: LaidOut) -> None:
-        known = {_record.RECORD, _record.KEPT, INDEX, CONFIG, *laid.top.shards, *_kept(laid.record)}
+        known = {_record.RECORD, _record.KEPT, INDEX, CONFIG, *laid.top.shards, *laid.record.copies}
         for rank, reader in enumerate(laid.ranks):
             tag = folder_of(rank, laid.split.ranks)
             known |= {f"{tag}/{name}" for name in (INDEX, CONFIG, *reader.shards)} if tag else set()
@@ -201,14 +200,6 @@ class LayoutChecks:
         elif dict(tensors) != laid.record.tensors:
             self.proven.blame("validation.json", "a verdict about other tensors", "one about these",
                               "validate the canonical checkpoint, then convert it again")  # fmt: skip
-
-
-def _kept(record: Record) -> dict[str, str]:
-    """File in the directory -> SHA-256, of all that is a copy of the canonical checkpoint's."""
-    found = {f"{_record.HEADERS}/{shard}.header": said["header"] for shard, said in record.shards.items()}
-    for name, said in record.files.items():
-        found[f"{_record.FILES}/{name}" if said["kept"] else name] = said["sha256"]
-    return found
 
 
 def _stack_specs(laid: LaidOut, layer: Layer) -> Iterator[TensorSpec]:
