@@ -14,7 +14,7 @@ from w4afp8 import layouts
 from w4afp8.checkpoint.spec import DTYPES
 from w4afp8.errors import FormatError, RecipeError
 from w4afp8.layouts import _page
-from w4afp8.layouts._scales import search
+from w4afp8.layouts._scales import FarScales, search
 from w4afp8.layouts._spec import FORMS, STACKS
 from w4afp8.layouts._split import Sizes, Split, folder_of
 from w4afp8.layouts._stack import Matrix, Stacker, make
@@ -134,22 +134,31 @@ def test_a_search_finds_every_product_of_its_grid() -> None:
     """Any float32 factor with any e4m3 numbers of a row is found again exactly."""
     t_NG = torch.tensor([[1.0, 1.125, 3.5, 0.0625], [15.0, 1.0, 0.5, 2.0], [0.015625, 13.0, 8.0, 0.0]])
     channel_N = torch.tensor([0.25, 2.0**-9, 3.0])
-    found_NG, factor_N = search(t_NG * channel_N[:, None], 0.0)
+    found_NG, factor_N, error_N = search(t_NG * channel_N[:, None])
+    assert not error_N.any()
     assert torch.equal(found_NG * factor_N[:, None], t_NG * channel_N[:, None])
     assert float(found_NG.max()) <= 56, "eight times it must be an e4m3 number"
 
 
 def test_a_search_says_how_far_the_nearest_is() -> None:
-    scale_NG = torch.tensor([[0.25, 0.25], [0.25, 0.26]])
-    with pytest.raises(FormatError, match=r"row 8: .* nearer than (\d\.\d+)% .*expected equality"):
-        search(scale_NG, 0.0, first_row=7)
-    found_NG, factor_N = search(scale_NG, 0.03)
-    assert float((found_NG * factor_N[:, None] / scale_NG - 1).abs().max()) <= 0.03
+    """Its own row in words, and what the farthest row of all would need."""
+    layout = layouts.get("vllm-cutlass")
+    assert not isinstance(layout.int4, str)
+    encode = layout.int4[0].scales.encode
+    scale_NG = torch.tensor([[0.25, 0.25], [0.25, 0.2515], [0.25, 0.26]])
+    with pytest.raises(FarScales, match=r"row 1: .* nearer than 0\.\d\d% .*expected equality") as found:
+        encode(scale_NG, 0.0)
+    distance = found.value.distance
+    assert 0.01 < distance < 0.03
+    with pytest.raises(FarScales, match=r"row 2: .* expected at most"):
+        encode(scale_NG, distance - 1e-6)
+    table, channel_N = encode(scale_NG, distance)
+    assert float((-table[..., 7].float() * channel_N[:, None] / scale_NG - 1).abs().max()) <= distance + 1e-7
 
 
 def test_zero_rows_are_held_as_zeros() -> None:
-    found_NG, factor_N = search(torch.zeros(2, 3), 0.0)
-    assert not found_NG.any() and bool(factor_N.isfinite().all())
+    found_NG, factor_N, error_N = search(torch.zeros(2, 3))
+    assert not found_NG.any() and not error_N.any() and bool(factor_N.isfinite().all())
 
 
 def test_ranks_hold_what_gpt_oss_ranks_hold() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,22 @@ def test_everything_is_refused_before_a_byte_is_written(int4: Make, toy: Make, g
     index["weight_map"].pop(gone)
     (source / "model.safetensors.index.json").write_text(json.dumps(index))
     refused(CheckpointError, f"{gone} is missing", source, "sm90")
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_the_refusal_of_searched_scales_says_the_tolerance_that_is_enough(int4: Make, tmp_path: Path, tp: int) -> None:
+    source, out = int4(moe_intermediate_size=384, num_hidden_layers=2), tmp_path / "out"
+    with pytest.raises(FormatError, match="run it again with --tolerance") as refused:
+        into(source, "vllm-cutlass", out, tp=tp)
+    said = re.search(r"--tolerance (0\.\d+)", str(refused.value))
+    assert said
+    enough = float(said[1])
+    with pytest.raises(FormatError, match=f"--tolerance {enough:g},"):
+        into(source, "vllm-cutlass", out, tp=tp, tolerance=enough - 1e-4)
+    assert not out.exists()
+    into(source, "vllm-cutlass", out, tp=tp, tolerance=enough)
+    back(out, tmp_path / "again")
+    assert files(tmp_path / "again") == files(source)
 
 
 def test_a_layout_is_no_source_of_another(int4: Make, tmp_path: Path) -> None:
