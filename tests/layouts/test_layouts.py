@@ -13,7 +13,7 @@ from torch import Tensor
 from w4afp8 import layouts
 from w4afp8.checkpoint.spec import DTYPES
 from w4afp8.errors import FormatError, RecipeError
-from w4afp8.layouts import _page
+from w4afp8.layouts import _derived, _page
 from w4afp8.layouts._scales import FarScales, search
 from w4afp8.layouts._spec import FORMS, STACKS
 from w4afp8.layouts._split import Sizes, Split, folder_of
@@ -24,7 +24,7 @@ HELD = [(n, f) for n in layouts.names() for f in FORMS.values() if not isinstanc
 
 
 def matrix(n: int, k: int, form: str, one_scale: bool, generator: torch.Generator) -> Matrix:
-    """Random codes; scales that every layout holds: powers of two, where asked one for each row."""
+    """Random codes; scales that every layout holds: powers of two, where a layout holds no other one for each row."""
     codes = torch.randint(0, 256, (n, k // 2), dtype=torch.uint8, generator=generator)
     groups = (n, k // GROUP[form])
     if form == "mxfp4":
@@ -32,6 +32,11 @@ def matrix(n: int, k: int, form: str, one_scale: bool, generator: torch.Generato
     shape = (n, 1) if one_scale else groups
     scale = 2.0 ** torch.randint(-9, -3, shape, generator=generator).float()
     return Matrix(codes, scale.expand(groups).contiguous())
+
+
+def of_rows(stacker: Stacker) -> bool:
+    """Whether the layout holds one scale per row and nothing for its groups."""
+    return all(len(shape) == 1 for shape in stacker.holding.scales.shapes(2, 3))
 
 
 def parts(stacker: Stacker, stack: str, matrices: dict[str, Matrix]) -> list[dict[str, Matrix]]:
@@ -60,7 +65,7 @@ def test_every_layout_gives_back_what_it_was_given(
     assert not stacker.refusals(), "the padding makes every size fit"
     generator = torch.Generator().manual_seed(seed)
     matrices = {
-        projection: matrix(*shape, form, name == "machete-e4m3", generator)
+        projection: matrix(*shape, form, of_rows(stacker), generator)
         for projection, shape in {
             "gate_proj": (sizes.intermediate, sizes.hidden), "up_proj": (sizes.intermediate, sizes.hidden),
             "down_proj": (sizes.hidden, sizes.intermediate),
@@ -70,7 +75,7 @@ def test_every_layout_gives_back_what_it_was_given(
         try:
             whole = stacker.whole(stack, parts(stacker, stack, matrices))
         except FormatError as error:
-            assert name == "machete-e4m3" and "one scale per row" in str(error), "padded inputs have another scale"
+            assert of_rows(stacker) and "one scale per row" in str(error), "padded inputs have another scale"
             assert stacker.shape(stack)[1] > split.share(tp - 1).stop - split.share(tp - 1).start
             continue
         for projection in projections:
@@ -85,6 +90,43 @@ def test_every_layout_gives_back_what_it_was_given(
                 assert list(found.shape) == expected and found.dtype == DTYPES[spec.dtype]
         again = stacker.store(stack, stacker.whole(stack, parts(stacker, stack, matrices)), 0)
         assert all(torch.equal(raw(again[suffix]), raw(tensor)) for suffix, tensor in stored.items())
+
+
+WITH_BIASES = [(n, f) for n, f in HELD if layouts.get(n).bias is not None]
+
+
+@given(
+    held=st.sampled_from(WITH_BIASES), experts=st.integers(1, 3), groups_h=st.integers(1, 9),
+    groups_i=st.integers(1, 11), tp=st.integers(1, 5), empty=st.booleans(), seed=st.integers(0, 2**31),
+)  # fmt: skip
+def test_biases_are_cut_padded_and_ordered_as_the_rows(
+    held: tuple[str, str], experts: int, groups_h: int, groups_i: int, tp: int, empty: bool, seed: int
+) -> None:
+    """What all ranks hold, put together, is what every expert had; everything else is zero, and all of an empty one."""
+    (name, form), generator = held, torch.Generator().manual_seed(seed)
+    layout, group = layouts.get(name), GROUP[form]
+    sizes = Sizes(experts, groups_h * group, groups_i * group, group)
+    split = Split(sizes, tp, 1, layout.pad)
+    if split.refusals():
+        return
+    stacker = make(layout, form, split)
+    assert layout.bias is not None
+    rows = {"gate_proj": sizes.intermediate, "up_proj": sizes.intermediate, "down_proj": sizes.hidden}
+    every = [
+        {p: torch.zeros(n) if empty else torch.randn(n, generator=generator) for p, n in rows.items()}
+        for _ in range(experts)
+    ]
+    for rank in range(tp):
+        w13, w2 = _derived.stack_biases(stacker, every, rank)
+        halves = layout.bias.load(w13, (experts, 2 * split.intermediate)).view(experts, 2, split.intermediate)
+        down = layout.bias.load(w2, (experts, split.hidden))
+        share = split.share(rank)
+        length = share.stop - share.start
+        for expert, bias in enumerate(every):
+            for half, projection in zip(halves[expert], layout.w13, strict=True):
+                assert torch.equal(half[:length], bias[projection][share]) and not half[length:].any()
+            own = bias["down_proj"] if rank == 0 else torch.zeros(sizes.hidden)
+            assert torch.equal(down[expert, : sizes.hidden], own) and not down[expert, sizes.hidden :].any()
 
 
 def raw(tensor: Tensor) -> Tensor:
