@@ -34,6 +34,20 @@ def test_every_ranks_own_bytes_are_multiplied(int4: Make, tmp_path: Path, tp: in
     assert all(layer.fused is not None and layer.fused < LAYER_ERROR / 100 for layer in report.layers)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("tp, ep", [(1, 1), (2, 2)])
+def test_the_kernels_prove_the_stacks_that_plain_torch_proves(int4: Make, tmp_path: Path, tp: int, ep: int) -> None:
+    source, out = int4(hidden_size=256, moe_intermediate_size=512, num_hidden_layers=2), tmp_path / "out"
+    into(source, "sm90", out, tp=tp, ep=ep)
+    on_gpu, on_cpu = (validate(out, device=device) for device in ("cuda", "cpu"))
+    assert not on_gpu.problems and on_gpu.proven_by.startswith("sm_90a kernels on NVIDIA H")
+    assert [(c.name, c.passed, c.examined) for c in on_gpu.checks] == [
+        (c.name, c.passed, c.examined) for c in on_cpu.checks
+    ]
+    for layer in on_gpu.layers:
+        assert 0 < layer.gemm["down"] < GEMM_ERROR and 0 < (layer.fused or 0) < LAYER_ERROR
+
+
 def test_a_sample_multiplies_a_few_experts_and_compares_every_byte(int4: Make, tmp_path: Path) -> None:
     out = tmp_path / "out"
     into(int4(num_hidden_layers=2), "sm90", out, ep=2)
