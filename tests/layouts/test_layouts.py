@@ -13,7 +13,7 @@ from torch import Tensor
 from w4afp8 import layouts
 from w4afp8.checkpoint.spec import DTYPES
 from w4afp8.errors import FormatError, RecipeError
-from w4afp8.layouts import _derived, _page
+from w4afp8.layouts import _derived, _page, _stack
 from w4afp8.layouts._scales import FarScales, search
 from w4afp8.layouts._spec import FORMS, STACKS
 from w4afp8.layouts._split import Sizes, Split, folder_of
@@ -147,6 +147,19 @@ def test_a_layout_is_whole(name: str) -> None:
         for holding in holdings:
             assert sorted(holding.values) == list(range(16)), "a code that two codes become is lost"
     assert any(not isinstance(layout.holdings(form), str) for form in FORMS.values())
+
+
+@pytest.mark.parametrize("flips", [(0, 0), (8, 8), (0, 7), (5, 2), None])
+def test_codes_are_looked_up_one_by_one(flips: tuple[int, int] | None) -> None:
+    """By flipped bits or by a table: each nibble becomes what the table says, in any piece, transposed or not."""
+    values = tuple(code ^ flips[code >> 3] for code in range(16)) if flips else (*range(1, 16), 0)
+    raw = torch.randint(0, 256, (7, _stack.PIECE_BYTES // 4), dtype=torch.uint8)
+    for bytes_NJ in (raw, raw.T):
+        found = _stack._looked_up(values, bytes_NJ)
+        table = torch.tensor(values)
+        assert torch.equal(found & 15, table[(bytes_NJ & 15).long()]) and torch.equal(
+            found >> 4, table[(bytes_NJ >> 4).long()]
+        )
 
 
 def test_an_unknown_layout_is_refused_with_the_nearest() -> None:
