@@ -203,7 +203,7 @@ def _flipped(low: int, high: int, bytes_NJ: Tensor) -> Tensor:
         return bytes_NJ ^ (low * 0x11) if low else bytes_NJ
     found = torch.empty_like(bytes_NJ, memory_format=torch.contiguous_format)
     flat = bytes_NJ.reshape(-1)
-    for piece, out in zip(flat.split(PIECE_BYTES), found.view(-1).split(PIECE_BYTES), strict=True):
+    for piece, out in zip(torch.split(flat, PIECE_BYTES), torch.split(found.view(-1), PIECE_BYTES), strict=True):
         torch.bitwise_right_shift(piece, 3, out=out)
         out.bitwise_and_(0x11).mul_(low ^ high).bitwise_xor_(piece)
         if low:
