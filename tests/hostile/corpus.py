@@ -39,18 +39,23 @@ def edit_json(path: Path, change: Callable[[Any], object]) -> None:
 
 
 def edit_header(
-    folder: Path, change: Callable[[dict[str, Any]], object], data: Callable[[bytes], bytes] = bytes
+    folder: Path,
+    change: Callable[[dict[str, Any]], object],
+    data: Callable[[bytes], bytes] = bytes,
+    tensor: str = NORM,
 ) -> None:
-    """Rewrite the header of the first shard, and the data behind it."""
-    raw = shard_of(folder).read_bytes()
+    """Rewrite the header of the shard of a tensor, the first one's as a rule, and the data behind it."""
+    raw = shard_of(folder, tensor).read_bytes()
     (length,) = struct.unpack("<Q", raw[:8])
     header = json.loads(raw[8 : 8 + length])
     change(header)
-    write_header(folder, json.dumps(header).encode(), data(raw[8 + length :]))
+    write_header(folder, json.dumps(header).encode(), data(raw[8 + length :]), tensor=tensor)
 
 
-def write_header(folder: Path, header: bytes, data: bytes | None = None, announced: int | None = None) -> None:
-    path = shard_of(folder)
+def write_header(
+    folder: Path, header: bytes, data: bytes | None = None, announced: int | None = None, tensor: str = NORM
+) -> None:
+    path = shard_of(folder, tensor)
     raw = path.read_bytes()
     (length,) = struct.unpack("<Q", raw[:8])
     kept = raw[8 + length :] if data is None else data

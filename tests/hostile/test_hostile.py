@@ -6,12 +6,12 @@ import json
 import random
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from corpus import CONFIG, CORPUS, INDEX, Hostile, mutations, shard_of
-from forks import Forks, forks
+from forks import Forks
 
 from w4afp8 import conversion
 from w4afp8.errors import W4AFP8Error
@@ -51,12 +51,6 @@ def spoiled(sound: Path, folder: Path) -> Path:
     if not (folder / "w4afp8/conversion.json").exists():
         shutil.rmtree(folder / "w4afp8", ignore_errors=True)
     return folder
-
-
-@pytest.fixture(scope="session")
-def serving() -> Iterator[Forks]:
-    with forks() as found:
-        yield found
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -19,7 +19,7 @@ from w4afp8.checkpoint import atomic
 from w4afp8.checkpoint.lineage import CHECKSUM, checksum
 from w4afp8.checkpoint.reader import read_json
 from w4afp8.errors import CheckpointError, ValidationError
-from w4afp8.validate import carried, experts, fused, gemm, values
+from w4afp8.validate import carried, experts, fused, gemm, products, values
 from w4afp8.validate.findings import ValidationReport
 from w4afp8.validate.seal import VALIDATION, FileSeal, Seal, digests, read_seal, sealed_files
 
@@ -35,7 +35,7 @@ THRESHOLDS: Mapping[str, float] = {
     "router_fold_error": carried.ROUTER_FOLD_ERROR,
     "shared_fold_error": carried.SHARED_FOLD_ERROR,
     "routing_moved": carried.ROUTING_MOVED,
-    "gemm_error": gemm.GEMM_ERROR,
+    "gemm_error": products.GEMM_ERROR,
     "layer_error": fused.LAYER_ERROR,
     "static_activation_error": gemm.STATIC_ERROR,
     "static_activations_clipped": gemm.CLIPPED,

@@ -15,13 +15,12 @@ from w4afp8.errors import CheckpointError, RecipeError, W4AFP8Error
 from w4afp8.families._inventory import Item
 from w4afp8.kernels import device as devices
 from w4afp8.validate import config as configs
-from w4afp8.validate import fused, kept, structure, written
+from w4afp8.validate import fused, kept, layout, structure, written
 from w4afp8.validate.carried import check_carried, new_checks, routing_moved
 from w4afp8.validate.converted import validate_converted
 from w4afp8.validate.experts import ExpertChecks
 from w4afp8.validate.findings import Check, LayerNumbers, Progress, ValidationReport, silent
 from w4afp8.validate.gemm import GemmChecks
-from w4afp8.validate.layout import validate_layout
 from w4afp8.validate.origin import origin_of
 from w4afp8.validate.route import Kind, kind_of
 from w4afp8.validate.sides import RecordedInputs, Side, chosen_experts, norm_fold
@@ -47,8 +46,11 @@ def validate(
     """
     began = time.monotonic()
     kind = check_request(folder, against, sample, device)
-    if kind is not Kind.QUANTIZED:
-        return (validate_layout if kind is Kind.LAYOUT else validate_converted)(folder, against, on_progress)
+    if kind is Kind.LAYOUT:
+        place = layout.place(folder, sample, device)
+        return layout.validate_layout(folder, against, on_progress, sample=sample, device=place)
+    if kind is Kind.CONVERTED:
+        return validate_converted(folder, against, on_progress)
     place = _place(folder, device)
     progress = on_progress or silent
     source = None
@@ -68,13 +70,14 @@ def check_request(folder: Path, against: Path | None, sample: int | None, device
     kind = kind_of(folder, against, look=sample is not None or device == "cuda")
     if kind is Kind.QUANTIZED:
         _place(folder, device)
-        return kind
-    what = "a layout" if kind is Kind.LAYOUT else "a conversion"
-    if sample is not None:
-        raise RecipeError(f"--quick and --sample: {what} is always compared whole; leave them out")
-    if device == "cuda":
-        how = "byte for byte" if kind is Kind.LAYOUT else "number by number"
-        raise RecipeError(f"--device cuda: {what} is compared {how}, nothing is multiplied; leave it out")
+    elif kind is Kind.LAYOUT:
+        layout.place(folder, sample, device)
+    elif sample is not None:
+        raise RecipeError("--quick and --sample: a conversion is always compared whole; leave them out")
+    elif device == "cuda":
+        raise RecipeError(
+            "--device cuda: a conversion is compared number by number, nothing is multiplied; leave it out"
+        )
     return kind
 
 
