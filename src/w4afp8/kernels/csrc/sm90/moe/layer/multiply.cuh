@@ -74,6 +74,8 @@ __device__ __forceinline__ void multiply(const Layer& p, typename C::Smem& smem,
     ptx::barrier_wait(&smem.x_full[ring.stage], ring.phase);
     multiply_group<kTokens>(even, first, stage.x[0]);
     unpack_group(second, at.codes + offset + kTileBytes);  // beside the multiply
+#pragma unroll
+    for (int j = 0; j < 16; ++j) ptx::pin(second[j]);  // else some of it slips between the second group's multiplies
     const float2 scale_even = load_scale(thread_scale + offset, 0, scale_float);
     const float2 scale_odd = load_scale(thread_scale + offset, 1, scale_float);
     multiply_group<kTokens>(odd, second, stage.x[1]);
