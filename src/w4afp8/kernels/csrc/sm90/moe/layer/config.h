@@ -61,7 +61,6 @@ struct Layer {
 struct Signals {
   uint32_t tokens_ready;                                  // parts of tokens quantized
   uint32_t blocks_done;                                   // blocks whose tiles are stored
-  uint32_t partial_ready[2][kMaxBlocks * kConsumers];     // a block's partial sums of a phase
   uint32_t activated[kMaxRuns];                           // 64-column pieces of a run's activation
   uint32_t run_ready[kMaxRuns];                           // its requantized rows
   uint32_t largest[kMaxPairs];                            // activated value of a row: the bits of a float >= 0
@@ -96,7 +95,7 @@ struct alignas(16) Segment {
   int run;                    // over all experts
   int first_row, block8, tokens;
   int first_stage;
-  int end_unit;               // of the whole tile, in the phase's line of work; 0 when this block has all of it
+  int peers;                  // of an owner: how many blocks after this one have the rest of the tile
   bool owner;
   bool shared;                // other runs read the same weights
 };

@@ -16,43 +16,61 @@ __device__ __forceinline__ void named_arrive(uint32_t id, uint32_t threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-// Values a consumer of block `block` leaves or left in `phase`: [kTokens / 2][128].
+// Where a consumer of block `block` leaves its sums in `phase`: [kTokens / 8][128] of four, each its own signal.  A block
+// leaves them at most once a phase.
 template <class C>
-__device__ __forceinline__ float* partial_of(float* partial, Phase phase, int block, int consumer) {
+__device__ __forceinline__ uint4* partial_of(uint4* partial, Phase phase, int block, int consumer) {
   const size_t slot = (static_cast<size_t>(phase) * gridDim.x + block) * kConsumers + consumer;
-  return partial + slot * (C::kTokens / 2 * 128);
+  return partial + slot * (C::kTokens / 8 * 128);
 }
 
 template <class C>
-__device__ __forceinline__ void leave_partial(float* partial, Signals& signals, const Segment& s, const Place& at,
+__device__ __forceinline__ void leave_partial(uint4* partial, const Segment& s, const Place& at,
                                               const float (&acc)[C::kTokens / 2]) {
-  float* mine = partial_of<C>(partial, s.phase, blockIdx.x, at.consumer) + at.thread;
+  uint4* mine = partial_of<C>(partial, s.phase, blockIdx.x, at.consumer) + at.thread;
 #pragma unroll
-  for (int i = 0; i < C::kTokens / 2; ++i) __stcg(mine + i * 128, acc[i]);
-  ptx::named_barrier(own_barrier(at.consumer), 128);
-  if (at.thread == 0) release_add(&signals.partial_ready[s.phase][blockIdx.x * kConsumers + at.consumer]);
+  for (int j = 0; j < C::kTokens / 8; ++j) leave_four(mine + j * 128, acc + 4 * j);
 }
 
+// Every thread waits for its own values, of several blocks at once.
 template <class C>
-__device__ __forceinline__ void add_partials(const Layer& p, const Plan& plan, float* partial, const Signals& signals,
-                                             const Segment& s, const Place& at, float (&acc)[C::kTokens / 2]) {
-  if (s.end_unit == 0) return;
-  const Shares shares(p, plan, s.phase);
-  const int first_peer = blockIdx.x + 1;
-  int peers = 0;  // the blocks after this one that begin inside the tile
-  for (int more = 32; more == 32; peers += more) {
-    const int peer = first_peer + peers + at.thread % 32;
-    more = __popc(__ballot_sync(~0u, peer < static_cast<int>(gridDim.x) && shares.begin(peer) < s.end_unit));
-  }
-  for (int i = at.thread; i < peers; i += 128) {  // all flags at once
-    await(&signals.partial_ready[s.phase][(first_peer + i) * kConsumers + at.consumer], 1);
-  }
-  ptx::named_barrier(own_barrier(at.consumer), 128);
-  const float* theirs = partial_of<C>(partial, s.phase, first_peer, at.consumer) + at.thread;
-#pragma unroll 4
-  for (int i = 0; i < peers; ++i, theirs += kConsumers * (C::kTokens / 2 * 128)) {
+__device__ __forceinline__ void add_partials(uint4* partial, const Segment& s, const Place& at,
+                                             float (&acc)[C::kTokens / 2]) {
+  constexpr int kAtOnce = C::kTokens > 8 ? 1 : 4;  // blocks; registers are short
+  constexpr int kFours = C::kTokens / 8;
+  constexpr int kPitch = kConsumers * kFours * 128;  // between blocks
+  uint4* theirs = partial_of<C>(partial, s.phase, blockIdx.x + 1, at.consumer) + at.thread;
+#pragma unroll 1
+  for (int first = 0; first < s.peers; first += kAtOnce, theirs += kAtOnce * kPitch) {
+    const int here = kAtOnce == 1 ? 1 : min(kAtOnce, s.peers - first);
+    uint4 v[kAtOnce][kFours];
+    bool there;
+    do {
+      there = true;
 #pragma unroll
-    for (int i = 0; i < C::kTokens / 2; ++i) acc[i] += __ldcg(theirs + i * 128);
+      for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+        for (int j = 0; j < kFours; ++j) {
+          v[i][j] = i < here ? look_at_four(theirs + i * kPitch + j * 128) : uint4{};
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+        for (int j = 0; j < kFours; ++j) there &= all_there(v[i][j]);
+      }
+    } while (!__all_sync(~0u, there));
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+      for (int j = 0; j < kFours; ++j) {
+        acc[4 * j] += __uint_as_float(v[i][j].x);
+        acc[4 * j + 1] += __uint_as_float(v[i][j].y);
+        acc[4 * j + 2] += __uint_as_float(v[i][j].z);
+        acc[4 * j + 3] += __uint_as_float(v[i][j].w);
+        if (i < here) theirs[i * kPitch + j * 128] = {kAbsent, kAbsent, kAbsent, kAbsent};  // for the next launch
+      }
+    }
   }
 }
 
@@ -76,7 +94,7 @@ __device__ __forceinline__ void round_all(const Layer& p, const float (&acc)[C::
 // Consumers 0 and 1 hold gate products, 2 and 3 the up products of the same columns.  Whoever completes a run's last
 // columns requantizes its rows.
 template <class C>
-__device__ __forceinline__ void activate(const Layer& p, typename C::Smem& smem, Signals& signals, const Segment& s,
+__device__ __forceinline__ void activate(const Layer& p, typename C::Smem& smem, State* state, const Segment& s,
                                          const Place& at, const uint32_t (&words)[C::kTokens / 4], bool& gate_used) {
   constexpr int kWords = C::kTokens / 4;
   const int pair = at.consumer % 2;
@@ -90,6 +108,7 @@ __device__ __forceinline__ void activate(const Layer& p, typename C::Smem& smem,
     return;
   }
   ptx::named_barrier(gate_full(pair), 256);
+  Signals& signals = state->signals[smem.set];  // looked up here: registers are short in the loop
   const int row = (s.row_tile * 2 + pair) * kTileRows + at.thread / 32 * 16 + at.thread % 32 / 4;
   float2 most[kWords / 2] = {};
 #pragma unroll

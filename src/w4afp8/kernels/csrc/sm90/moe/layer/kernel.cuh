@@ -12,11 +12,11 @@ namespace w4afp8::moe::layer {
 struct Arguments {
   Layer layer;
   State* state;
-  float* partial;  // [2 phases][blocks][consumers][tokens / 2][128]
+  uint4* partial;  // [2 phases][blocks][consumers][tokens / 8][128], absent between launches
 };
 
 template <class C>
-__device__ void consume(const Arguments& args, typename C::Smem& smem, Signals& signals) {
+__device__ void consume(const Arguments& args, typename C::Smem& smem) {
   const Layer& p = args.layer;
   Place at;
   at.consumer = __shfl_sync(~0u, threadIdx.x / 128, 0);
@@ -32,14 +32,14 @@ __device__ void consume(const Arguments& args, typename C::Smem& smem, Signals& 
     float2 x_scale[C::kTokens / 8];
     multiply<C>(p, smem, ring, s, at, acc, x_scale);
     if (!s.owner) {
-      leave_partial<C>(args.partial, signals, s, at, acc);
+      leave_partial<C>(args.partial, s, at, acc);
       continue;
     }
-    add_partials<C>(p, smem.plan, args.partial, signals, s, at, acc);
+    add_partials<C>(args.partial, s, at, acc);
     uint32_t words[C::kTokens / 4];
     round_all<C>(p, acc, x_scale, words);
     if (s.phase == kGateUp) {
-      activate<C>(p, smem, signals, s, at, words, gate_used);
+      activate<C>(p, smem, args.state, s, at, words, gate_used);
     } else {
       store_down<C>(p, smem, s, at, words);
     }
@@ -47,6 +47,7 @@ __device__ void consume(const Arguments& args, typename C::Smem& smem, Signals& 
   if (gate_used) ptx::named_barrier(gate_empty(at.consumer), 256);  // no arrival is left behind
   ptx::named_barrier(15, kConsumerThreads);
   if (threadIdx.x == 0) {
+    Signals& signals = args.state->signals[smem.set];
     release_add(&signals.blocks_done);
     await(&signals.blocks_done, gridDim.x);
     if (blockIdx.x == 0) ++args.state->launches;  // every block has read it
@@ -98,7 +99,7 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ar
       quantize_token<C>(p, smem, unit / parts, unit % parts, held);
       if (threadIdx.x == 0) release_add(&signals.tokens_ready);
     }
-    consume<C>(args, smem, signals);
+    consume<C>(args, smem);
   }
 }
 

@@ -20,9 +20,11 @@ const char* launch(const Layer& p, cudaStream_t stream) {
   for (int phase : {kGateUp, kDown}) args.layer.stages[phase] = p.weight[phase].groups / kStageGroups;
   uint32_t* state = nullptr;
   const size_t partial = size_t{2} * blocks * kConsumers * C::kTokens * kTileRows * sizeof(float);
-  const char* wrong = workspace(stream, sizeof(State), partial, &state, &args.partial, WorkspaceUser::kLayer);
+  float* data = nullptr;
+  const char* wrong = workspace(stream, sizeof(State), partial, &state, &data, WorkspaceUser::kLayer);
   if (wrong != nullptr) return wrong;
   args.state = reinterpret_cast<State*>(state);
+  args.partial = reinterpret_cast<uint4*>(data);
   error = launch_overlapped<Residence::kTogether>(kernel<C>, blocks, kThreads, kShared, stream, args);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }

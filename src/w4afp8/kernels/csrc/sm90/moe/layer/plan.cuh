@@ -68,6 +68,11 @@ struct Shares {
     more = units - each * blocks;
   }
   __device__ int begin(int c) const { return c * each + min(c, more); }
+  // The first block whose share begins at `unit` or later.
+  __device__ int block_from(int unit) const {
+    const int larger = more * (each + 1);  // units of the blocks that have one more
+    return unit <= larger ? (unit + each) / (each + 1) : more + (unit - larger + each - 1) / each;
+  }
 };
 
 // The row block of a consumer's weights; a down tile that ends beyond the last repeats the last.
@@ -80,7 +85,7 @@ __device__ __forceinline__ int row_block(const Layer& p, const Segment& s, int c
 template <int kTokens>
 class Walk {
  public:
-  __device__ Walk(const Layer& p, const Plan& plan) : p_(p), plan_(plan) { enter(kGateUp); }
+  __device__ Walk(const Layer& p, const Plan& plan) : p_(p), plan_(plan), shares_(p, plan, kGateUp) { enter(kGateUp); }
 
   __device__ bool next(Segment& s) {
     if (unit_ >= unit_end_) {
@@ -94,7 +99,7 @@ class Walk {
     s.first_stage = first;
     s.stages = count;
     s.owner = first == 0;
-    s.end_unit = count < stages_ ? (tile + 1) * stages_ : 0;
+    s.peers = s.owner && count < stages_ ? shares_.block_from((tile + 1) * stages_) - 1 - static_cast<int>(blockIdx.x) : 0;
     place(tile, s);
     unit_ += count;
     return true;
@@ -105,9 +110,9 @@ class Walk {
     phase_ = phase;
     row_tiles_ = p_.row_tiles[phase];
     stages_ = p_.stages[phase];
-    const Shares shares(p_, plan_, phase);
-    unit_ = shares.begin(blockIdx.x);
-    unit_end_ = shares.begin(blockIdx.x + 1);
+    shares_ = Shares(p_, plan_, phase);
+    unit_ = shares_.begin(blockIdx.x);
+    unit_end_ = shares_.begin(blockIdx.x + 1);
     int low = 0, high = plan_.active - 1;  // the slot of the first tile
     while (low < high) {
       const int middle = (low + high) / 2;
@@ -137,6 +142,7 @@ class Walk {
 
   const Layer& p_;
   const Plan& plan_;
+  Shares shares_;
   Phase phase_;
   int row_tiles_, stages_, unit_, unit_end_, slot_;
 };
