@@ -117,7 +117,7 @@ struct Config {
   struct Smem {
     Stage stage[kStages];
     uint32_t gate[kConsumers / 2][kTokens / 4 * 128];            // rounded gate products, two tokens a word
-    alignas(16) uint16_t out[kConsumers][kTokens * (kTileRows + 8)];  // rounded down products on their way
+    alignas(16) uint16_t out[kConsumers][4][kTokens * 16];       // rounded down products on their way, of each warp
     uint64_t weights_full[kStages], x_full[kStages], empty[kStages];
     uint64_t segment_full[kSegments], segment_empty[kSegments];
     Segment segment[kSegments];

@@ -145,30 +145,27 @@ __device__ __forceinline__ void activate(const Layer& p, typename C::Smem& smem,
   if (at.thread == 0) release_add(&signals.run_ready[s.run]);
 }
 
+// A warp's sixteen weight rows leave by themselves, transposed through shared memory: 32 bytes a token, a whole sector,
+// and no warp waits for another.
 template <class C>
 __device__ __forceinline__ void store_down(const Layer& p, typename C::Smem& smem, const Segment& s, const Place& at,
                                            const uint32_t (&words)[C::kTokens / 4]) {
-  constexpr int kPitch = kTileRows + 8;  // spreads the banks
+  static_assert(C::kTokens <= 16, "two lanes a token");
   const int block = s.row_tile * kConsumers + at.consumer;
   if (block >= p.weight[kDown].row_blocks) return;
-  uint16_t* staging = smem.out[at.consumer];
-  const int row = at.thread / 32 * 16 + at.thread % 32 / 4;
-  ptx::named_barrier(own_barrier(at.consumer), 128);  // the previous tile has left
+  const int warp = at.thread / 32, lane = at.thread % 32;
+  const uint32_t staging = ptx::shared_address(smem.out[at.consumer][warp]);
+  const auto place = [&](int token, int half) { return staging + token * 32 + (half ^ token / 4 % 2) * 16; };  // banks
+  __syncwarp();  // the previous tile has left
 #pragma unroll
-  for (int i = 0; i < C::kTokens / 4; ++i) {
-    uint16_t* place = staging + (i / 2 * 8 + at.thread % 4 * 2) * kPitch + row + i % 2 * 8;
-    place[0] = static_cast<uint16_t>(words[i]);
-    place[kPitch] = static_cast<uint16_t>(words[i] >> 16);
+  for (int j = 0; j < C::kTokens / 8; ++j) {
+    ptx::store_transposed(place(8 * j + lane % 8, lane / 8 % 2), words[2 * j], words[2 * j + 1]);
   }
-  ptx::named_barrier(own_barrier(at.consumer), 128);
-  uint16_t* out = static_cast<uint16_t*>(p.down) + static_cast<size_t>(s.first_row) * p.hidden + block * kTileRows;
-#pragma unroll
-  for (int base = 0; base < C::kTokens; base += 16) {
-    const int token = base + at.thread / 8, piece = at.thread % 8;
-    if (token < s.tokens) {
-      __stcg(reinterpret_cast<int4*>(out + static_cast<size_t>(token) * p.hidden + piece * 8),
-             *reinterpret_cast<const int4*>(staging + token * kPitch + piece * 8));
-    }
+  __syncwarp();
+  const int token = lane / 2, half = lane % 2;
+  if (token < s.tokens) {
+    uint16_t* out = static_cast<uint16_t*>(p.down) + static_cast<size_t>(s.first_row + token) * p.hidden;
+    __stcg(reinterpret_cast<int4*>(out + block * kTileRows + warp * 16 + half * 8), ptx::load_shared_16(place(token, half)));
   }
 }
 
