@@ -44,7 +44,7 @@ struct Layer {
   int hidden, inner;
   Weight weight[2];           // gate_up [2 * inner x hidden], down [hidden x inner]
   int row_tiles[2];           // a gate_up tile is two row blocks of gate and the two of up, a down tile four row blocks
-  int stages[2];              // of a tile along K
+  int stages[2];              // of a tile, and of a row block, along K
   const float* static_scale[2];  // of the activations that enter each weight, or null: per row
   Swiglu swiglu;
   const float* weights;       // [tokens, top_k]
@@ -91,7 +91,8 @@ struct Plan {
 struct alignas(16) Segment {
   Phase phase;
   int stages;                 // 0: there is nothing more to do
-  int expert, row_tile;       // a row tile is one row block for each consumer
+  int row_tile;               // one row block for each consumer
+  int weight_stage;           // where the first consumer's weights begin, in stages from the first expert's
   int run;                    // over all experts
   int first_row, block8, tokens;
   int first_stage;
@@ -111,7 +112,7 @@ struct Config {
   struct Stage {
     alignas(1024) uint8_t x[kStageGroups][kTokens * kTileCols];            // e4m3, 128-byte swizzle
     alignas(128) uint8_t codes[kConsumers][kStageGroups * kTileBytes];
-    alignas(128) uint8_t scale[kConsumers][kStageGroups * kTileRows * 4];  // bfloat16 or float, packed
+    alignas(128) uint8_t scale[kConsumers * kStageGroups * kTileRows * 4];  // bfloat16 or float, packed
     float x_scale[kTokens];
   };
   struct Smem {

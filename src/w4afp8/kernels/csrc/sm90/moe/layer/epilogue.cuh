@@ -152,7 +152,6 @@ __device__ __forceinline__ void store_down(const Layer& p, typename C::Smem& sme
                                            const uint32_t (&words)[C::kTokens / 4]) {
   static_assert(C::kTokens <= 16, "two lanes a token");
   const int block = s.row_tile * kConsumers + at.consumer;
-  if (block >= p.weight[kDown].row_blocks) return;
   const int warp = at.thread / 32, lane = at.thread % 32;
   const uint32_t staging = ptx::shared_address(smem.out[at.consumer][warp]);
   const auto place = [&](int token, int half) { return staging + token * 32 + (half ^ token / 4 % 2) * 16; };  // banks

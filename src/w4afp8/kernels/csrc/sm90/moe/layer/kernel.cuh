@@ -22,7 +22,7 @@ __device__ void consume(const Arguments& args, typename C::Smem& smem) {
   at.consumer = __shfl_sync(~0u, threadIdx.x / 128, 0);
   at.thread = threadIdx.x % 128;
   at.codes = ptx::shared_address(smem.stage[0].codes[at.consumer]) + at.thread * 16;
-  at.scale = ptx::shared_address(smem.stage[0].scale[at.consumer]);
+  at.scale = ptx::shared_address(smem.stage[0].scale);
   Ring<kSegments> segments;
   Ring<C::kStages> ring;
   Segment s;

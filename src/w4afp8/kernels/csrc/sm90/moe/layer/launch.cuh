@@ -9,6 +9,9 @@ namespace w4afp8::moe::layer {
 template <class C>
 const char* launch(const Layer& p, cudaStream_t stream) {
   constexpr size_t kShared = sizeof(typename C::Smem);
+  if (p.hidden % (kTileCols * kStageGroups) != 0 || p.inner % (kTileCols * kStageGroups) != 0) {
+    return "the one-launch layer takes hidden and inner sizes that are multiples of 256";
+  }
   int blocks = 0;
   cudaError_t error = one_a_multiprocessor(kernel<C>, kShared, &blocks);
   if (error != cudaSuccess) return cudaGetErrorString(error);
@@ -16,7 +19,7 @@ const char* launch(const Layer& p, cudaStream_t stream) {
   Arguments args{};
   args.layer = p;
   args.layer.row_tiles[kGateUp] = p.inner / (2 * kTileRows);
-  args.layer.row_tiles[kDown] = (p.weight[kDown].row_blocks + kConsumers - 1) / kConsumers;
+  args.layer.row_tiles[kDown] = p.weight[kDown].row_blocks / kConsumers;
   for (int phase : {kGateUp, kDown}) args.layer.stages[phase] = p.weight[phase].groups / kStageGroups;
   uint32_t* state = nullptr;
   const size_t partial = size_t{2} * blocks * kConsumers * C::kTokens * kTileRows * sizeof(float);

@@ -34,46 +34,56 @@ __device__ __forceinline__ bool next_segment(Smem& smem, Ring<kSegments>& ring, 
   return s.stages > 0;
 }
 
+// What the loading thread needs of a weight, looked up once a phase.
+struct WeightPlace {
+  const uint8_t *codes, *scale;
+  uint32_t scale_bytes;      // of one row block's stage
+  uint32_t beside, across;   // from one row block of a tile to the next and to the third, in stages
+  __device__ WeightPlace(const Layer& p, Phase phase)
+      : codes(p.weight[phase].codes), scale(static_cast<const uint8_t*>(p.weight[phase].scale)),
+        scale_bytes(kTileRows * kStageGroups * (p.weight[phase].scale_float ? 4 : 2)), beside(p.stages[phase]),
+        across(phase == kGateUp ? p.inner / kTileRows * beside : 2 * beside) {}
+};
+
 template <class C>
 __device__ void load_weights(const Layer& p, typename C::Smem& smem) {
+  constexpr uint32_t kCodes = kStageGroups * kTileBytes;
   Ring<kSegments> segments;
   Ring<C::kStages> ring, landed;
   int asked = 0, asked_before = 0, in_flight = 0;  // stages: in all, before this phase, not landed
   Phase phase = kGateUp;
+  WeightPlace w(p, kGateUp);
   Segment s;
   while (next_segment<false>(smem, segments, s)) {
-    if (s.phase != phase) phase = s.phase, asked_before = asked;
-    const Weight& w = p.weight[s.phase];
-    const uint32_t scale_bytes = kTileRows * kStageGroups * (w.scale_float ? 4 : 2);
+    if (s.phase != phase) phase = s.phase, asked_before = asked, w = WeightPlace(p, s.phase);
     const uint64_t policy = s.shared ? ptx::kEvictNormal : ptx::kEvictFirst;
-    const uint8_t* codes[kConsumers];
-    const uint8_t* scale[kConsumers];
-#pragma unroll
-    for (int c = 0; c < kConsumers; ++c) {
-      const size_t stage = (static_cast<size_t>(s.expert) * w.row_blocks + row_block(p, s, c)) *
-                               (w.groups / kStageGroups) + s.first_stage;
-      codes[c] = w.codes + stage * (kStageGroups * kTileBytes);
-      scale[c] = static_cast<const uint8_t*>(w.scale) + stage * scale_bytes;
-    }
+    const bool together = w.beside == 1 && w.across == 2;  // the four row blocks of a tile lie one behind the other
+    const uint8_t* codes = w.codes + static_cast<size_t>(s.weight_stage) * kCodes;
+    const uint8_t* scale = w.scale + static_cast<size_t>(s.weight_stage) * w.scale_bytes;
 #pragma unroll 1
-    for (int i = 0; i < s.stages; ++i, ring.advance()) {
+    for (int i = 0; i < s.stages; ++i, ring.advance(), codes += kCodes, scale += w.scale_bytes) {
       auto& stage = smem.stage[ring.stage];
       uint64_t* full = &smem.weights_full[ring.stage];
       ptx::barrier_wait(&smem.empty[ring.stage], ring.phase ^ 1);
       // More weights under way would only queue up, and a fence waits for all of them.  While a phase's first ring is
       // filled, other blocks are waiting for this one's signals and there is nothing to multiply: fewer still.
       const int most = asked - asked_before < C::kStages ? 1 : kInFlight;
+#pragma unroll 1
       for (; in_flight >= most; --in_flight, landed.advance()) {
         ptx::barrier_wait(&smem.weights_full[landed.stage], landed.phase);
       }
       ++in_flight, ++asked;
-      ptx::barrier_expect(full, kConsumers * (kStageGroups * kTileBytes + scale_bytes));
+      ptx::barrier_expect(full, kConsumers * (kCodes + w.scale_bytes));
+      if (together) {
+        ptx::copy_bytes(stage.codes, codes, kConsumers * kCodes, full, policy);
+        ptx::copy_bytes(stage.scale, scale, kConsumers * w.scale_bytes, full, policy);
+        continue;
+      }
 #pragma unroll
       for (int c = 0; c < kConsumers; ++c) {
-        ptx::copy_bytes(stage.codes[c], codes[c], kStageGroups * kTileBytes, full, policy);
-        ptx::copy_bytes(stage.scale[c], scale[c], scale_bytes, full, policy);
-        codes[c] += kStageGroups * kTileBytes;
-        scale[c] += scale_bytes;
+        const uint32_t stages = c % 2 * w.beside + c / 2 * w.across;
+        ptx::copy_bytes(stage.codes[c], codes + stages * kCodes, kCodes, full, policy);
+        ptx::copy_bytes(stage.scale + c * w.scale_bytes, scale + stages * w.scale_bytes, w.scale_bytes, full, policy);
       }
     }
   }

@@ -62,7 +62,8 @@ __device__ __forceinline__ void multiply(const Layer& p, typename C::Smem& smem,
   const bool scale_float = p.weight[s.phase].scale_float;
 #pragma unroll
   for (int i = 0; i < kTokens / 2; ++i) acc[i] = 0.0f;
-  const uint32_t thread_scale = at.scale + at.thread / 4 * (scale_float ? 8 : 4);
+  const uint32_t thread_scale =
+      at.scale + (at.consumer * (kStageGroups * kTileRows / 2) + at.thread / 4) * (scale_float ? 8 : 4);
 #pragma unroll 1
   for (int i = 0; i < s.stages; ++i, ring.advance()) {
     auto& stage = smem.stage[ring.stage];

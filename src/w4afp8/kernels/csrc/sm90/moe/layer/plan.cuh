@@ -75,13 +75,8 @@ struct Shares {
   }
 };
 
-// The row block of a consumer's weights; a down tile that ends beyond the last repeats the last.
-__device__ __forceinline__ int row_block(const Layer& p, const Segment& s, int consumer) {
-  if (s.phase == kGateUp) return consumer / 2 * (p.inner / kTileRows) + s.row_tile * 2 + consumer % 2;
-  return min(s.row_tile * kConsumers + consumer, p.weight[kDown].row_blocks - 1);
-}
-
-// One block's walk over its segments.
+// One block's walk over its segments.  One thread takes it, and blocks may ask for a tile every microsecond: a step divides
+// and searches nothing.
 template <int kTokens>
 class Walk {
  public:
@@ -93,15 +88,26 @@ class Walk {
       enter(kDown);
       if (unit_ >= unit_end_) return false;
     }
-    const int tile = unit_ / stages_, first = unit_ - tile * stages_;
-    const int count = min(stages_ - first, unit_end_ - unit_);
+    const int count = min(stages_ - stage_, unit_end_ - unit_);
     s.phase = phase_;
-    s.first_stage = first;
     s.stages = count;
-    s.owner = first == 0;
-    s.peers = s.owner && count < stages_ ? shares_.block_from((tile + 1) * stages_) - 1 - static_cast<int>(blockIdx.x) : 0;
-    place(tile, s);
+    s.row_tile = row_tile_;
+    s.weight_stage = weight_stage_ + row_tile_ * tile_stages_ + stage_;
+    s.run = first_run_ + run_;
+    s.first_row = first_row_ + run_ * kTokens;
+    s.block8 = block8_ + run_ * (kTokens / 8);
+    s.tokens = min(kTokens, rows_ - run_ * kTokens);
+    s.first_stage = stage_;
+    s.owner = stage_ == 0;
+    s.peers = s.owner && count < stages_ ? shares_.block_from(unit_ + stages_) - 1 - static_cast<int>(blockIdx.x) : 0;
+    s.shared = runs_ > 1;
     unit_ += count;
+    stage_ = 0;  // whoever stops inside a tile has nothing more in this phase
+    if (++run_ < runs_) return true;
+    run_ = 0;  // runs that share weights are neighbours
+    if (++row_tile_ < row_tiles_) return true;
+    row_tile_ = 0;
+    if (unit_ < unit_end_) stand_in(slot_ + 1);
     return true;
   }
 
@@ -110,41 +116,47 @@ class Walk {
     phase_ = phase;
     row_tiles_ = p_.row_tiles[phase];
     stages_ = p_.stages[phase];
+    // A gate_up tile takes two neighbouring row blocks of each half, a down tile four.
+    tile_stages_ = (phase == kGateUp ? kConsumers / 2 : kConsumers) * stages_;
+    expert_stages_ = p_.weight[phase].row_blocks * stages_;
     shares_ = Shares(p_, plan_, phase);
     unit_ = shares_.begin(blockIdx.x);
     unit_end_ = shares_.begin(blockIdx.x + 1);
+    if (unit_ >= unit_end_) return;
+    const int tile = unit_ / stages_;
+    stage_ = unit_ - tile * stages_;
     int low = 0, high = plan_.active - 1;  // the slot of the first tile
     while (low < high) {
       const int middle = (low + high) / 2;
-      if (plan_.run_end[middle] * row_tiles_ * stages_ > unit_) {
+      if (plan_.run_end[middle] * row_tiles_ > tile) {
         high = middle;
       } else {
         low = middle + 1;
       }
     }
-    slot_ = low;
+    stand_in(low);
+    const int local = tile - first_run_ * row_tiles_;
+    row_tile_ = local / runs_;
+    run_ = local - row_tile_ * runs_;
   }
 
-  __device__ void place(int tile, Segment& s) {
-    while (tile >= plan_.run_end[slot_] * row_tiles_) ++slot_;
-    const int first_run = slot_ == 0 ? 0 : plan_.run_end[slot_ - 1];
-    const int runs = plan_.run_end[slot_] - first_run;
-    const int local = tile - first_run * row_tiles_;
-    s.row_tile = runs == 1 ? local : local / runs;  // runs that share weights are neighbours
-    const int run = runs == 1 ? 0 : local - s.row_tile * runs;
-    s.expert = plan_.expert[slot_];
-    s.run = first_run + run;
-    s.first_row = plan_.first_row[slot_] + run * kTokens;
-    s.block8 = plan_.block8[slot_] + run * (kTokens / 8);
-    s.tokens = min(kTokens, plan_.rows[slot_] - run * kTokens);
-    s.shared = runs > 1;
+  __device__ void stand_in(int slot) {
+    slot_ = slot;
+    first_run_ = slot == 0 ? 0 : plan_.run_end[slot - 1];
+    runs_ = plan_.run_end[slot] - first_run_;
+    rows_ = plan_.rows[slot];
+    first_row_ = plan_.first_row[slot];
+    block8_ = plan_.block8[slot];
+    weight_stage_ = plan_.expert[slot] * expert_stages_;
   }
 
   const Layer& p_;
   const Plan& plan_;
   Shares shares_;
   Phase phase_;
-  int row_tiles_, stages_, unit_, unit_end_, slot_;
+  int row_tiles_, stages_, tile_stages_, expert_stages_;
+  int unit_, unit_end_, stage_ = 0, row_tile_ = 0, run_ = 0;
+  int slot_, first_run_, runs_, rows_, first_row_, block8_, weight_stage_;  // the expert it stands in
 };
 
 }  // namespace w4afp8::moe::layer
