@@ -15,16 +15,17 @@ template <int kTokens>
 __device__ void make_plan(const Layer& p, Plan& plan) {
   const Routing& r = p.routing;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, pairs = r.tokens * r.top_k;
+  const int first = static_cast<int>(threadIdx.x) < pairs ? expert_of(r, threadIdx.x) : 0;  // under way over the barrier
   for (int e = threadIdx.x; e < kMaxExperts; e += kThreads) plan.count[e] = 0;
   __syncthreads();
   for (int pair = threadIdx.x; pair < pairs; pair += kThreads) {
-    const int e = expert_of(r, pair);
+    const int e = pair < kThreads ? first : expert_of(r, pair);
     plan.id[pair] = static_cast<uint16_t>(e);
     if (e < r.experts) atomicAdd(&plan.count[e], 1u);
   }
   __syncthreads();
   // One running sum of four numbers: rows, eights of rows, runs, experts.
-  static_assert(kThreads >= kMaxExperts, "a thread an expert");
+  static_assert(kThreads >= kMaxExperts && kThreads <= 1024, "a thread an expert, a lane a warp");
   const int e = threadIdx.x;
   const uint32_t rows = e < kMaxExperts ? plan.count[e] : 0;
   const uint64_t own = rows | uint64_t{(rows + 7) / 8} << 16 | uint64_t{(rows + kTokens - 1) / kTokens} << 32 |
@@ -32,7 +33,10 @@ __device__ void make_plan(const Layer& p, Plan& plan) {
   uint64_t sum = running_sum(own);
   if (lane == 31) plan.warp_total[warp] = sum;
   __syncthreads();
-  for (int w = 0; w < warp; ++w) sum += plan.warp_total[w];
+  uint64_t left = lane < warp ? plan.warp_total[lane] : 0;  // of the warps before this one; a loop over them is ten times slower
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) left += __shfl_xor_sync(~0u, left, step);
+  sum += left;
   const uint64_t before = sum - own;
   if (e < kMaxExperts) {
     plan.expert_row[e] = static_cast<uint16_t>(before);
