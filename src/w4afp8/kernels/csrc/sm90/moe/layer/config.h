@@ -21,6 +21,7 @@ constexpr int kConsumerThreads = 128 * kConsumers;
 constexpr int kThreads = kConsumerThreads + 128;  // a warp loads weights, one activations, one plans, one clears
 constexpr int kSegments = 4;         // tiles that are planned ahead
 constexpr int kInFlight = 2;         // stages of weights asked for and not there yet
+constexpr int kAhead = 3;            // stages fetched into L2 while a phase's first ring is full and waits
 constexpr int kMaxExperts = 512;     // what the plan in shared memory holds
 constexpr int kMaxPairs = 4096;
 constexpr int kMaxRuns = 1024;       // <= kMaxPairs / 8 + kMaxExperts

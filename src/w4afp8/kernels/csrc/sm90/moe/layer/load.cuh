@@ -45,6 +45,33 @@ struct WeightPlace {
         across(phase == kGateUp ? p.inner / kTileRows * beside : 2 * beside) {}
 };
 
+// The stages of this block after the ring's last, as far as they are planned: `rest` of the segment at hand, then those of
+// the segments behind it in the queue.
+template <class C>
+__device__ void prefetch_weights(typename C::Smem& smem, Ring<kSegments> next, const WeightPlace& w, Segment s, int rest) {
+  constexpr uint32_t kCodes = kStageGroups * kTileBytes;
+  const Phase phase = s.phase;
+  uint32_t stage = s.weight_stage + s.stages - rest;
+  int looked = 1;
+#pragma unroll 1
+  for (int left = kAhead; left > 0;) {
+#pragma unroll 1
+    for (; rest > 0 && left > 0; --rest, --left, ++stage) {
+#pragma unroll 1
+      for (int c = 0; c < kConsumers; ++c) {
+        const size_t at = stage + c % 2 * w.beside + c / 2 * w.across;
+        ptx::prefetch_bytes(w.codes + at * kCodes, kCodes);
+        ptx::prefetch_bytes(w.scale + at * w.scale_bytes, w.scale_bytes);
+      }
+    }
+    if (looked++ == kSegments || !ptx::barrier_ask(&smem.segment_full[next.stage], next.phase)) return;
+    s = smem.segment[next.stage];  // it stays: this thread has not said that it has read it
+    if (s.stages == 0 || s.phase != phase) return;
+    stage = s.weight_stage, rest = s.stages;
+    next.advance();
+  }
+}
+
 template <class C>
 __device__ void load_weights(const Layer& p, typename C::Smem& smem) {
   constexpr uint32_t kCodes = kStageGroups * kTileBytes;
@@ -64,6 +91,9 @@ __device__ void load_weights(const Layer& p, typename C::Smem& smem) {
     for (int i = 0; i < s.stages; ++i, ring.advance(), codes += kCodes, scale += w.scale_bytes) {
       auto& stage = smem.stage[ring.stage];
       uint64_t* full = &smem.weights_full[ring.stage];
+      if (asked - asked_before == C::kStages && !ptx::barrier_ask(&smem.empty[ring.stage], ring.phase ^ 1)) {
+        prefetch_weights<C>(smem, segments, w, s, s.stages - i);  // memory would rest until other blocks' rows come
+      }
       ptx::barrier_wait(&smem.empty[ring.stage], ring.phase ^ 1);
       // More weights under way would only queue up, and a fence waits for all of them.  While a phase's first ring is
       // filled, other blocks are waiting for this one's signals and there is nothing to multiply: fewer still.
