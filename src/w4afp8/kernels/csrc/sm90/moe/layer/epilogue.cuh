@@ -148,23 +148,18 @@ __device__ __forceinline__ void activate(const Layer& p, typename C::Smem& smem,
 // A warp's sixteen weight rows leave by themselves, transposed through shared memory: 32 bytes a token, a whole sector,
 // and no warp waits for another.
 template <class C>
-__device__ __forceinline__ void store_down(const Layer& p, typename C::Smem& smem, const Segment& s, const Place& at,
+__device__ __forceinline__ void store_down(const Layer& p, const Segment& s, const Place& at,
                                            const uint32_t (&words)[C::kTokens / 4]) {
   static_assert(C::kTokens <= 16, "two lanes a token");
-  const int block = s.row_tile * kConsumers + at.consumer;
-  const int warp = at.thread / 32, lane = at.thread % 32;
-  const uint32_t staging = ptx::shared_address(smem.out[at.consumer][warp]);
-  const auto place = [&](int token, int half) { return staging + token * 32 + (half ^ token / 4 % 2) * 16; };  // banks
   __syncwarp();  // the previous tile has left
 #pragma unroll
   for (int j = 0; j < C::kTokens / 8; ++j) {
-    ptx::store_transposed(place(8 * j + lane % 8, lane / 8 % 2), words[2 * j], words[2 * j + 1]);
+    ptx::store_transposed(at.staged + j * 256, words[2 * j], words[2 * j + 1]);
   }
   __syncwarp();
-  const int token = lane / 2, half = lane % 2;
-  if (token < s.tokens) {
-    uint16_t* out = static_cast<uint16_t*>(p.down) + static_cast<size_t>(s.first_row + token) * p.hidden;
-    __stcg(reinterpret_cast<int4*>(out + block * kTileRows + warp * 16 + half * 8), ptx::load_shared_16(place(token, half)));
+  if (at.thread % 32 / 2 < s.tokens) {
+    uint16_t* tile = static_cast<uint16_t*>(p.down) + (s.first_row * p.hidden + s.row_tile * (kConsumers * kTileRows));
+    __stcg(reinterpret_cast<int4*>(tile + at.out), ptx::load_shared_16(at.fetched));
   }
 }
 

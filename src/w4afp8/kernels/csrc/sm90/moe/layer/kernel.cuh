@@ -18,11 +18,7 @@ struct Arguments {
 template <class C>
 __device__ void consume(const Arguments& args, typename C::Smem& smem) {
   const Layer& p = args.layer;
-  Place at;
-  at.consumer = __shfl_sync(~0u, threadIdx.x / 128, 0);
-  at.thread = threadIdx.x % 128;
-  at.codes = ptx::shared_address(smem.stage[0].codes[at.consumer]) + at.thread * 16;
-  at.scale = ptx::shared_address(smem.stage[0].scale);
+  const Place at = find_place<C>(smem, p.hidden);
   Ring<kSegments> segments;
   Ring<C::kStages> ring;
   Segment s;
@@ -41,7 +37,7 @@ __device__ void consume(const Arguments& args, typename C::Smem& smem) {
     if (s.phase == kGateUp) {
       activate<C>(p, smem, args.state, s, at, words, gate_used);
     } else {
-      store_down<C>(p, smem, s, at, words);
+      store_down<C>(p, s, at, words);
     }
   }
   if (gate_used) ptx::named_barrier(gate_empty(at.consumer), 256);  // no arrival is left behind

@@ -8,10 +8,31 @@
 
 namespace w4afp8::moe::layer {
 
+// What a consumer thread knows for the whole kernel; the addresses are in shared memory.
 struct Place {
   int consumer, thread;
-  uint32_t codes, scale;  // this thread's pieces in stage 0, shared addresses
+  uint32_t codes, scale;          // its pieces in stage 0; `scale` without the consumer's offset, which depends on the type
+  uint32_t staged, fetched;       // of a down tile on its way out: where its column is stored, which bytes it takes
+  int out;                        // and where these go, from the tile's first value in `down`
 };
+
+template <class C>
+__device__ __forceinline__ Place find_place(const typename C::Smem& smem, int hidden) {
+  Place at;
+  at.consumer = __shfl_sync(~0u, threadIdx.x / 128, 0);
+  at.thread = threadIdx.x % 128;
+  at.codes = ptx::shared_address(smem.stage[0].codes[at.consumer]) + at.thread * 16;
+  at.scale = ptx::shared_address(smem.stage[0].scale);
+  const int warp = at.thread / 32, lane = at.thread % 32;
+  const uint32_t staging = ptx::shared_address(smem.out[at.consumer][warp]);
+  const auto place = [&](int token, int half) { return staging + token * 32 + (half ^ token / 4 % 2) * 16; };  // banks
+  at.staged = place(lane % 8, lane / 8 % 2);
+  at.fetched = place(lane / 2, lane % 2);
+  at.out = lane / 2 * hidden + at.consumer * kTileRows + warp * 16 + lane % 2 * 8;
+  // Opaque to the compiler, which would otherwise compute all this again for every tile.
+  asm volatile("" : "+r"(at.codes), "+r"(at.scale), "+r"(at.staged), "+r"(at.fetched), "+r"(at.out));
+  return at;
+}
 
 // One group of 128 inputs: A fragments of four multiplies.
 __device__ __forceinline__ void unpack_group(uint32_t (&a)[16], uint32_t codes) {
