@@ -66,10 +66,20 @@ struct Signals {
   uint32_t run_ready[kMaxRuns];                           // its requantized rows
   uint32_t largest[kMaxPairs];                            // activated value of a row: the bits of a float >= 0
 };
-struct State {
+struct alignas(16) State {
   uint32_t launches;  // decides the set
   uint32_t pad[31];
   Signals signals[2];
+};
+
+// Quantized rows of few pairs, as words that are their own signal (signal.cuh): nobody fences for them, and whoever needs one
+// asks for it.  Two sets take turns, as the signals do, because a row has many readers and none knows who is the last.
+constexpr int kFewPairs = 64;
+constexpr int kFewHidden = 8192, kFewInner = 2048;  // sizes up to these
+struct alignas(16) FewRows {
+  uint32_t x[kFewPairs][kFewHidden / 4];          // e4m3, by row
+  uint32_t activated[kFewPairs][kFewInner / 4];
+  uint32_t scale[2][kFewPairs];                   // floats
 };
 
 // Which experts have rows, and where.
@@ -124,7 +134,7 @@ struct Config {
     uint64_t segment_full[kSegments], segment_empty[kSegments];
     Segment segment[kSegments];
     float warp_max[kConsumerThreads / 32];
-    int token_rows[kMaxTopK];  // of the token at hand: place of each choice in q, or -1
+    int token_rows[kMaxTopK];  // of the token at hand: place of each choice in q (of few pairs: its row), or -1
     uint32_t last[kConsumers];
     uint32_t set;
     Plan plan;

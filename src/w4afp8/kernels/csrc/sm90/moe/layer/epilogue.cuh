@@ -94,8 +94,8 @@ __device__ __forceinline__ void round_all(const Layer& p, const float (&acc)[C::
 // Consumers 0 and 1 hold gate products, 2 and 3 the up products of the same columns.  Whoever completes a run's last
 // columns requantizes its rows.
 template <class C>
-__device__ __forceinline__ void activate(const Layer& p, typename C::Smem& smem, State* state, const Segment& s,
-                                         const Place& at, const uint32_t (&words)[C::kTokens / 4], bool& gate_used) {
+__device__ __forceinline__ void activate(const Layer& p, typename C::Smem& smem, State* state, FewRows* rows,
+                                         const Segment& s, const Place& at, const uint32_t (&words)[C::kTokens / 4], bool& gate_used) {
   constexpr int kWords = C::kTokens / 4;
   const int pair = at.consumer % 2;
   uint32_t* exchange = smem.gate[pair] + at.thread;
@@ -140,7 +140,9 @@ __device__ __forceinline__ void activate(const Layer& p, typename C::Smem& smem,
   if (at.thread == 0) smem.last[at.consumer] = exchange_add(&signals.activated[s.run]);
   ptx::named_barrier(own_barrier(at.consumer), 128);
   if (smem.last[at.consumer] + 1 != static_cast<uint32_t>(p.inner / kTileRows)) return;
-  quantize_run(p, s, signals.largest, at.thread);
+  FewRows* few = C::kTokens == 8 && rows != nullptr ? rows + smem.set : nullptr;
+  quantize_run(p, s, signals.largest, few, at.thread);
+  if (few != nullptr) return;
   ptx::named_barrier(own_barrier(at.consumer), 128);
   if (at.thread == 0) release_add(&signals.run_ready[s.run]);
 }

@@ -12,6 +12,8 @@ namespace w4afp8::moe::layer {
 struct Arguments {
   Layer layer;
   State* state;
+  FewRows* rows;   // two sets, absent where nothing was written
+  bool few;        // whether rows go through them
   uint4* partial;  // [2 phases][blocks][consumers][tokens / 8][128], absent between launches
 };
 
@@ -35,7 +37,7 @@ __device__ void consume(const Arguments& args, typename C::Smem& smem) {
     uint32_t words[C::kTokens / 4];
     round_all<C>(p, acc, x_scale, words);
     if (s.phase == kGateUp) {
-      activate<C>(p, smem, args.state, s, at, words, gate_used);
+      activate<C>(p, smem, args.state, args.few ? args.rows : nullptr, s, at, words, gate_used);
     } else {
       store_down<C>(p, s, at, words);
     }
@@ -81,19 +83,30 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ar
   if (warp >= 4 * kConsumers) {
     if constexpr (C::kMovesRegisters) ptx::registers_give<C::kLoaderRegisters>();
     if (warp == 4 * kConsumers && ptx::elect_one()) load_weights<C>(p, smem);
-    if (warp == 4 * kConsumers + 1 && ptx::elect_one()) load_activations<C>(p, smem, signals);
+    if (warp == 4 * kConsumers + 1) {
+      if (C::kTokens == 8 && args.few) {
+        if constexpr (C::kTokens == 8) ask_for_activations<C>(smem, args.rows[smem.set]);
+      } else if (ptx::elect_one()) {
+        load_activations<C>(p, smem, signals);
+      }
+    }
     if (warp == 4 * kConsumers + 2 && ptx::elect_one()) plan_segments<C>(p, smem);
     if (warp == 4 * kConsumers + 3) {
       constexpr int kWords = sizeof(Signals) / sizeof(uint32_t);
       uint32_t* other = reinterpret_cast<uint32_t*>(&args.state->signals[smem.set ^ 1]);
       for (int i = blockIdx.x * 32 + threadIdx.x % 32; i < kWords; i += gridDim.x * 32) other[i] = 0;
+      uint4* rows = reinterpret_cast<uint4*>(&args.rows[smem.set ^ 1]);
+      for (int i = blockIdx.x * 32 + threadIdx.x % 32; i < static_cast<int>(sizeof(FewRows) / 16); i += gridDim.x * 32) {
+        rows[i] = {kAbsent, kAbsent, kAbsent, kAbsent};
+      }
     }
   } else {
     if constexpr (C::kMovesRegisters) ptx::registers_take<C::kConsumerRegisters>();
     for (int unit = blockIdx.x; unit < token_units; unit += gridDim.x) {
       if (unit != static_cast<int>(blockIdx.x)) read_token(p, unit / parts, held);
-      quantize_token<C>(p, smem, unit / parts, unit % parts, held);
-      if (threadIdx.x == 0) release_add(&signals.tokens_ready);
+      FewRows* few = C::kTokens == 8 && args.few ? args.rows + smem.set : nullptr;
+      quantize_token<C>(p, smem, few, unit / parts, unit % parts, held);
+      if (threadIdx.x == 0 && few == nullptr) release_add(&signals.tokens_ready);
     }
     consume<C>(args, smem);
   }

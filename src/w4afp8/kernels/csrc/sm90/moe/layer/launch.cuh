@@ -22,12 +22,15 @@ const char* launch(const Layer& p, cudaStream_t stream) {
   args.layer.row_tiles[kDown] = p.weight[kDown].row_blocks / kConsumers;
   for (int phase : {kGateUp, kDown}) args.layer.stages[phase] = p.weight[phase].groups / kStageGroups;
   uint32_t* state = nullptr;
-  const size_t partial = size_t{2} * blocks * kConsumers * C::kTokens * kTileRows * sizeof(float);
+  const int pairs = p.routing.tokens * p.routing.top_k;
+  args.few = C::kTokens == 8 && pairs <= kFewPairs && p.hidden <= kFewHidden && p.inner <= kFewInner;
+  const size_t rows = 2 * sizeof(FewRows), partial = size_t{2} * blocks * kConsumers * C::kTokens * kTileRows * sizeof(float);
   float* data = nullptr;
-  const char* wrong = workspace(stream, sizeof(State), partial, &state, &data, WorkspaceUser::kLayer);
+  const char* wrong = workspace(stream, sizeof(State), rows + partial, &state, &data, WorkspaceUser::kLayer);
   if (wrong != nullptr) return wrong;
   args.state = reinterpret_cast<State*>(state);
-  args.partial = reinterpret_cast<uint4*>(data);
+  args.rows = reinterpret_cast<FewRows*>(data);
+  args.partial = reinterpret_cast<uint4*>(reinterpret_cast<uint8_t*>(data) + rows);
   error = launch_overlapped<Residence::kTogether>(kernel<C>, blocks, kThreads, kShared, stream, args);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }

@@ -161,4 +161,71 @@ __device__ void load_activations(const Layer& p, typename C::Smem& smem, const S
   }
 }
 
+// The same for few pairs, by a whole warp: asks for the words of rows until they are there.  As many stages at once as are
+// free and as a lane's registers hold, so that the first ones do not come one latency after the other.
+template <class C>
+__device__ void ask_for_activations(typename C::Smem& smem, const FewRows& rows) {
+  static_assert(C::kTokens == 8, "rows of a stage lie as one swizzle atom a group");
+  constexpr int kRowPieces = kStageGroups * kTileCols / 16;  // pieces of sixteen bytes of a row in a stage
+  constexpr int kHeld = C::kTokens * kRowPieces / 32;        // of all rows, a lane
+  const int lane = threadIdx.x % 32;
+  Ring<kSegments> segments;
+  Ring<C::kStages> ring;
+  Segment s;
+  while (next_segment<true>(smem, segments, s)) {
+    const uint32_t* first = s.phase == kGateUp ? rows.x[s.first_row] : rows.activated[s.first_row];
+    const int pitch = (s.phase == kGateUp ? kFewHidden : kFewInner) / 4;
+    const int inverse = (63 + s.tokens) / s.tokens;  // each / tokens = each * inverse >> 6, for both up to eight
+    int stage_of[kHeld], from[kHeld], to[kHeld];  // this lane's pieces: words from `first`, bytes in a stage's x
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      const int each = (i * 32 + lane) / kRowPieces, piece = lane % kRowPieces;
+      stage_of[i] = each * inverse >> 6;
+      const int row = each - stage_of[i] * s.tokens;
+      from[i] = row * pitch + (s.first_stage + stage_of[i]) * (kRowPieces * 4) + piece * 4;
+      to[i] = piece / 8 * 1024 + row * kTileCols + (piece % 8 ^ row) * 16;
+    }
+    const uint32_t* own_scale = &rows.scale[s.phase][s.first_row + lane];
+    uint32_t scale = lane < s.tokens ? kAbsent : 0;
+    const int most = C::kTokens * inverse >> 6;
+#pragma unroll 1
+    for (int done = 0, here; done < s.stages; done += here, first += here * (kRowPieces * 4)) {
+      ptx::barrier_wait(&smem.empty[ring.stage], ring.phase ^ 1);
+      Ring<C::kStages> next = ring;
+      next.advance();
+      for (here = 1; here < min(most, s.stages - done); ++here, next.advance()) {
+        const uint32_t free = ptx::barrier_ask(&smem.empty[next.stage], next.phase ^ 1);
+        if (!__all_sync(~0u, free != 0)) break;
+      }
+      uint4 v[kHeld];
+      bool there;
+      do {
+        if (scale == kAbsent) scale = look_at(own_scale);
+#pragma unroll
+        for (int i = 0; i < kHeld; ++i) {
+          v[i] = stage_of[i] < here ? look_at_four(reinterpret_cast<const uint4*>(first + from[i])) : uint4{};
+        }
+        there = scale != kAbsent;
+#pragma unroll
+        for (int i = 0; i < kHeld; ++i) there &= all_there(v[i]);
+      } while (!__all_sync(~0u, there));
+#pragma unroll
+      for (int i = 0; i < kHeld; ++i) {
+        if (stage_of[i] >= here) continue;
+        const int slot = ring.stage + stage_of[i];
+        auto& stage = smem.stage[slot < C::kStages ? slot : slot - C::kStages];
+        *reinterpret_cast<uint4*>(stage.x[0] + to[i]) = v[i];
+      }
+      for (int i = 0, slot = ring.stage; i < here; ++i, slot = slot + 1 < C::kStages ? slot + 1 : 0) {
+        if (lane < s.tokens) smem.stage[slot].x_scale[lane] = __uint_as_float(scale);
+      }
+      asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // wgmma reads what these threads have stored
+      __syncwarp();
+      for (int i = 0; i < here; ++i, ring.advance()) {
+        if (lane == 0) ptx::barrier_arrive(&smem.x_full[ring.stage]);
+      }
+    }
+  }
+}
+
 }  // namespace w4afp8::moe::layer

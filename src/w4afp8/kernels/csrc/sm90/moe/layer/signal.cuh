@@ -43,6 +43,17 @@ __device__ __forceinline__ uint4 look_at_four(const uint4* place) {
                : "memory");
   return v;
 }
+__device__ __forceinline__ void leave_word(uint32_t* place, uint32_t v) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(place), "r"(v) : "memory");
+}
+__device__ __forceinline__ void leave_two(uint32_t* place, uint2 v) {
+  asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1, %2};" ::"l"(place), "r"(v.x), "r"(v.y) : "memory");
+}
+__device__ __forceinline__ uint32_t look_at(const uint32_t* place) {
+  uint32_t v;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(place) : "memory");
+  return v;
+}
 __device__ __forceinline__ bool all_there(uint4 v) {
   return v.x != kAbsent && v.y != kAbsent && v.z != kAbsent && v.w != kAbsent;
 }
