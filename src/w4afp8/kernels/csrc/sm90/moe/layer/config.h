@@ -72,8 +72,8 @@ struct alignas(16) State {
   Signals signals[2];
 };
 
-// Quantized rows of few pairs, as words that are their own signal (signal.cuh): nobody fences for them, and whoever needs one
-// asks for it.  Two sets take turns, as the signals do, because a row has many readers and none knows who is the last.
+// Quantized rows of few pairs, as words that are their own signal (signal.cuh): nobody fences for them, and whoever needs
+// one asks for it.  Two sets take turns, as the signals do: a row has many readers and none knows who is the last.
 constexpr int kFewPairs = 64;
 constexpr int kFewHidden = 8192, kFewInner = 2048;  // sizes up to these
 struct alignas(16) FewRows {

@@ -16,8 +16,8 @@ __device__ __forceinline__ void named_arrive(uint32_t id, uint32_t threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-// Where a consumer of block `block` leaves its sums in `phase`: [kTokens / 8][128] of four, each its own signal.  A block
-// leaves them at most once a phase.
+// Where a consumer of block `block` leaves its sums in `phase`: [kTokens / 8][128] of four, each its own signal.
+// A block leaves them at most once a phase.
 template <class C>
 __device__ __forceinline__ uint4* partial_of(uint4* partial, Phase phase, int block, int consumer) {
   const size_t slot = (static_cast<size_t>(phase) * gridDim.x + block) * kConsumers + consumer;
@@ -95,7 +95,8 @@ __device__ __forceinline__ void round_all(const Layer& p, const float (&acc)[C::
 // columns requantizes its rows.
 template <class C>
 __device__ __forceinline__ void activate(const Layer& p, typename C::Smem& smem, State* state, FewRows* rows,
-                                         const Segment& s, const Place& at, const uint32_t (&words)[C::kTokens / 4], bool& gate_used) {
+                                         const Segment& s, const Place& at, const uint32_t (&words)[C::kTokens / 4],
+                                         bool& gate_used) {
   constexpr int kWords = C::kTokens / 4;
   const int pair = at.consumer % 2;
   uint32_t* exchange = smem.gate[pair] + at.thread;

@@ -24,7 +24,8 @@ const char* launch(const Layer& p, cudaStream_t stream) {
   uint32_t* state = nullptr;
   const int pairs = p.routing.tokens * p.routing.top_k;
   args.few = C::kTokens == 8 && pairs <= kFewPairs && p.hidden <= kFewHidden && p.inner <= kFewInner;
-  const size_t rows = 2 * sizeof(FewRows), partial = size_t{2} * blocks * kConsumers * C::kTokens * kTileRows * sizeof(float);
+  const size_t partial = size_t{2} * blocks * kConsumers * C::kTokens * kTileRows * sizeof(float);
+  const size_t rows = 2 * sizeof(FewRows);
   float* data = nullptr;
   const char* wrong = workspace(stream, sizeof(State), rows + partial, &state, &data, WorkspaceUser::kLayer);
   if (wrong != nullptr) return wrong;

@@ -45,10 +45,11 @@ struct WeightPlace {
         across(phase == kGateUp ? p.inner / kTileRows * beside : 2 * beside) {}
 };
 
-// The stages of this block after the ring's last, as far as they are planned: `rest` of the segment at hand, then those of
-// the segments behind it in the queue.
+// The stages of this block after the ring's last, as far as they are planned: `rest` of the segment at hand, then those
+// of the segments behind it in the queue.
 template <class C>
-__device__ void prefetch_weights(typename C::Smem& smem, Ring<kSegments> next, const WeightPlace& w, Segment s, int rest) {
+__device__ void prefetch_weights(typename C::Smem& smem, Ring<kSegments> next, const WeightPlace& w, Segment s,
+                                 int rest) {
   constexpr uint32_t kCodes = kStageGroups * kTileBytes;
   const Phase phase = s.phase;
   uint32_t stage = s.weight_stage + s.stages - rest;
@@ -161,8 +162,8 @@ __device__ void load_activations(const Layer& p, typename C::Smem& smem, const S
   }
 }
 
-// The same for few pairs, by a whole warp: asks for the words of rows until they are there.  As many stages at once as are
-// free and as a lane's registers hold, so that the first ones do not come one latency after the other.
+// The same for few pairs, by a whole warp: asks for the words of rows until they are there.  As many stages at once as
+// are free and as a lane's registers hold, so that the first ones do not come one latency after the other.
 template <class C>
 __device__ void ask_for_activations(typename C::Smem& smem, const FewRows& rows) {
   static_assert(C::kTokens == 8, "rows of a stage lie as one swizzle atom a group");

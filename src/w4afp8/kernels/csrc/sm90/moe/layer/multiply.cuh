@@ -11,9 +11,9 @@ namespace w4afp8::moe::layer {
 // What a consumer thread knows for the whole kernel; the addresses are in shared memory.
 struct Place {
   int consumer, thread;
-  uint32_t codes, scale;          // its pieces in stage 0; `scale` without the consumer's offset, which depends on the type
-  uint32_t staged, fetched;       // of a down tile on its way out: where its column is stored, which bytes it takes
-  int out;                        // and where these go, from the tile's first value in `down`
+  uint32_t codes, scale;     // its codes in stage 0; the stage's scales (where its own are depends on their type)
+  uint32_t staged, fetched;  // of a down tile on its way out: where its column is stored, which bytes it takes
+  int out;                   // and where these go, from the tile's first value in `down`
 };
 
 template <class C>

@@ -33,7 +33,7 @@ __device__ void make_plan(const Layer& p, Plan& plan) {
   uint64_t sum = running_sum(own);
   if (lane == 31) plan.warp_total[warp] = sum;
   __syncthreads();
-  uint64_t left = lane < warp ? plan.warp_total[lane] : 0;  // of the warps before this one; a loop over them is ten times slower
+  uint64_t left = lane < warp ? plan.warp_total[lane] : 0;  // of the warps before this one
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) left += __shfl_xor_sync(~0u, left, step);
   sum += left;
@@ -79,8 +79,8 @@ struct Shares {
   }
 };
 
-// One block's walk over its segments.  One thread takes it, and blocks may ask for a tile every microsecond: a step divides
-// and searches nothing.
+// One block's walk over its segments.  One thread takes it, and a block may ask for a tile every microsecond: a step
+// divides and searches nothing.
 template <int kTokens>
 class Walk {
  public:
