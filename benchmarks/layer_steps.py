@@ -44,9 +44,7 @@ def git(*words: str) -> str:
 def commits(base: str) -> list[str]:
     """The base, then every commit since that changes what the driver is compiled of."""
     begin = git("merge-base", base, "HEAD")
-    parts = [
-        f"{CSRC}/{part}" for part in ("ptx", "sm90/moe/layer", "sm90/moe/vector.cuh", "sm90/grouped_gemm/workspace.cu")
-    ]
+    parts = [f"{CSRC}/{part}" for part in ("ptx", "sm90/moe", "sm90/overlap.cuh", "sm90/grouped_gemm/workspace.cu")]
     return [begin, *git("log", "--reverse", "--no-merges", "--format=%h", f"{begin}..HEAD", "--", *parts).split()]
 
 

@@ -55,7 +55,7 @@ struct Layer {
   uint8_t* q[2];
   float* q_scale[2];
   float* activated;           // [pairs, inner]
-  void* down;                 // [pairs, hidden], 16 bit
+  void* down;                 // [pairs, hidden], 16 bit; few pairs use scratch of the launcher's own
 };
 
 // Signals between blocks.  Two sets take turns: a launch uses one and clears the other for the next launch.
@@ -74,6 +74,7 @@ struct alignas(16) State {
 
 // Quantized rows of few pairs, as words that are their own signal (signal.cuh): nobody fences for them, and whoever needs
 // one asks for it.  Two sets take turns, as the signals do: a row has many readers and none knows who is the last.
+// Their down products go through such words too, in one set, because each has one reader.
 constexpr int kFewPairs = 64;
 constexpr int kFewHidden = 8192, kFewInner = 2048;  // sizes up to these
 struct alignas(16) FewRows {
@@ -134,6 +135,8 @@ struct Config {
     uint64_t segment_full[kSegments], segment_empty[kSegments];
     Segment segment[kSegments];
     float warp_max[kConsumerThreads / 32];
+    uint64_t rows_known;       // few_rows
+    int few_rows[kFewPairs];   // of few pairs: the row of each, or -1
     int token_rows[kMaxTopK];  // of the token at hand: place of each choice in q (of few pairs: its row), or -1
     uint32_t last[kConsumers];
     uint32_t set;

@@ -162,7 +162,7 @@ __device__ __forceinline__ void store_down(const Layer& p, const Segment& s, con
   __syncwarp();
   if (at.thread % 32 / 2 < s.tokens) {
     uint16_t* tile = static_cast<uint16_t*>(p.down) + (s.first_row * p.hidden + s.row_tile * (kConsumers * kTileRows));
-    __stcg(reinterpret_cast<int4*>(tile + at.out), ptx::load_shared_16(at.fetched));
+    leave_words(tile + at.out, ptx::load_shared_16(at.fetched));  // of few pairs: rounding's NaN is 0x7fff, never absent
   }
 }
 

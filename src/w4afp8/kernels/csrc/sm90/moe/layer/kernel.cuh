@@ -1,7 +1,8 @@
 // A whole layer of routed experts for few rows an expert, in one launch.  Blocks stay for the whole layer, one a
 // multiprocessor, and tell each other by signals in memory what is ready, where five launches would drain and fill the
 // machine five times.  Order of a block: plan, quantize its tokens, gate_up tiles (the last block at a run activates and
-// requantizes it), down tiles, and when every block has done so its part of the weighted sums.
+// requantizes it), down tiles, and when every block has done so (few pairs: as products come) its part of the weighted
+// sums.
 #pragma once
 #include "../../overlap.cuh"
 #include "combine.cuh"
@@ -43,6 +44,10 @@ __device__ void consume(const Arguments& args, typename C::Smem& smem) {
     }
   }
   if (gate_used) ptx::named_barrier(gate_empty(at.consumer), 256);  // no arrival is left behind
+  if (C::kTokens == 8 && args.few) {
+    ptx::barrier_wait(&smem.rows_known, 0);
+    return combine_few(p, smem.few_rows);
+  }
   ptx::named_barrier(15, kConsumerThreads);
   if (threadIdx.x == 0) {
     Signals& signals = args.state->signals[smem.set];
@@ -70,6 +75,7 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ar
       ptx::barrier_init(&smem.segment_full[i], 1);
       ptx::barrier_init(&smem.segment_empty[i], kSegmentReaders);
     }
+    ptx::barrier_init(&smem.rows_known, 1);
     ptx::barrier_init_fence();
   }
   wait_for_previous();
@@ -95,6 +101,18 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ar
       constexpr int kWords = sizeof(Signals) / sizeof(uint32_t);
       uint32_t* other = reinterpret_cast<uint32_t*>(&args.state->signals[smem.set ^ 1]);
       for (int i = blockIdx.x * 32 + threadIdx.x % 32; i < kWords; i += gridDim.x * 32) other[i] = 0;
+      if (args.few) {
+        find_rows(p, smem.plan, smem.few_rows);
+        __syncwarp();
+      }
+      if (args.few && threadIdx.x % 32 == 0) {
+        ptx::barrier_arrive(&smem.rows_known);
+        add(&signals.blocks_done);  // nobody waits for the end: the number of launches changes when every block has read it
+        if (blockIdx.x == 0) {
+          await(&signals.blocks_done, gridDim.x);
+          ++args.state->launches;
+        }
+      }
       uint4* rows = reinterpret_cast<uint4*>(&args.rows[smem.set ^ 1]);
       for (int i = blockIdx.x * 32 + threadIdx.x % 32; i < static_cast<int>(sizeof(FewRows) / 16); i += gridDim.x * 32) {
         rows[i] = {kAbsent, kAbsent, kAbsent, kAbsent};

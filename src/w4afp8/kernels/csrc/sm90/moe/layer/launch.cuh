@@ -25,13 +25,14 @@ const char* launch(const Layer& p, cudaStream_t stream) {
   const int pairs = p.routing.tokens * p.routing.top_k;
   args.few = C::kTokens == 8 && pairs <= kFewPairs && p.hidden <= kFewHidden && p.inner <= kFewInner;
   const size_t partial = size_t{2} * blocks * kConsumers * C::kTokens * kTileRows * sizeof(float);
-  const size_t rows = 2 * sizeof(FewRows);
+  const size_t rows = 2 * sizeof(FewRows), down = size_t{kFewPairs} * kFewHidden * 2;
   float* data = nullptr;
-  const char* wrong = workspace(stream, sizeof(State), rows + partial, &state, &data, WorkspaceUser::kLayer);
+  const char* wrong = workspace(stream, sizeof(State), rows + down + partial, &state, &data, WorkspaceUser::kLayer);
   if (wrong != nullptr) return wrong;
   args.state = reinterpret_cast<State*>(state);
   args.rows = reinterpret_cast<FewRows*>(data);
-  args.partial = reinterpret_cast<uint4*>(reinterpret_cast<uint8_t*>(data) + rows);
+  if (args.few) args.layer.down = reinterpret_cast<uint8_t*>(data) + rows;
+  args.partial = reinterpret_cast<uint4*>(reinterpret_cast<uint8_t*>(data) + rows + down);
   error = launch_overlapped<Residence::kTogether>(kernel<C>, blocks, kThreads, kShared, stream, args);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }

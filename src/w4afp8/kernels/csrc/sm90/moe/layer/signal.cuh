@@ -16,6 +16,9 @@ __device__ __forceinline__ void await(const uint32_t* word, uint32_t value) {
 __device__ __forceinline__ void release_add(uint32_t* word) {
   asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(word) : "memory");
 }
+__device__ __forceinline__ void add(uint32_t* word) {  // orders nothing
+  asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(word) : "memory");
+}
 // How many had added before.
 __device__ __forceinline__ uint32_t exchange_add(uint32_t* word) {
   uint32_t before;
@@ -33,6 +36,10 @@ __device__ __forceinline__ uint32_t never_absent(float v) {
 __device__ __forceinline__ void leave_four(uint4* place, const float* v) {
   asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(place), "r"(never_absent(v[0])),
                "r"(never_absent(v[1])), "r"(never_absent(v[2])), "r"(never_absent(v[3]))
+               : "memory");
+}
+__device__ __forceinline__ void leave_words(void* place, int4 v) {
+  asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(place), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
                : "memory");
 }
 __device__ __forceinline__ uint4 look_at_four(const uint4* place) {
