@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Times every step of a branch on the one-launch layer against the commit the branch began at, in separate processes.
 
-    python benchmarks/layer_steps.py build [--base main] [--into build/layer_steps]     # needs nvcc and git, no GPU
-    python build/layer_steps/tree/benchmarks/layer_steps.py run [--rounds 2] [--out DIR]  # needs a Hopper GPU, no git
+    python benchmarks/layer_steps.py build [--base main] [--into build/layer_steps]  # needs nvcc and git
+    python build/layer_steps/tree/benchmarks/layer_steps.py run [--rounds 2] [--out DIR]  # needs a Hopper GPU
 
-`build` compiles kernel_layer_driver.cu against the kernels of every commit since `base` that changes them, and copies the
-last tree with its compiled library beside them.  `run` tests that library, lets the memory checker look at a small
+`build` compiles kernel_layer_driver.cu against the kernels of every commit since `base` that changes them, and copies
+the last tree with its compiled library beside them.  `run` tests that library, lets the memory checker look at a small
 layer, then takes turns: every step at every shape, `rounds` times.  All steps add in the same order, so each must have
 the outputs of the first, bit by bit; a step that hangs or differs is said and left out of the next round.
 """
