@@ -81,7 +81,10 @@ struct alignas(16) FewRows {
   uint32_t x[kFewPairs][kFewHidden / 4];          // e4m3, by row
   uint32_t activated[kFewPairs][kFewInner / 4];
   uint32_t scale[2][kFewPairs];                   // floats
+  uint32_t largest[kFewPairs][kFewInner / 16];    // floats: the largest activated value of sixteen columns
 };
+// Their activated values, floats, in one set: each has one reader.
+using FewValues = uint32_t[kFewPairs][kFewInner];
 
 // Which experts have rows, and where.
 struct Plan {

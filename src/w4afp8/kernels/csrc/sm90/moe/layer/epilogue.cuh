@@ -92,11 +92,12 @@ __device__ __forceinline__ void round_all(const Layer& p, const float (&acc)[C::
 }
 
 // Consumers 0 and 1 hold gate products, 2 and 3 the up products of the same columns.  Whoever completes a run's last
-// columns requantizes its rows.
+// columns requantizes its rows; when tiles are few another warp does (requantize.cuh), and values and maxima are their
+// own signal.
 template <class C>
 __device__ __forceinline__ void activate(const Layer& p, typename C::Smem& smem, State* state, FewRows* rows,
-                                         const Segment& s, const Place& at, const uint32_t (&words)[C::kTokens / 4],
-                                         bool& gate_used) {
+                                         FewValues* few_values, const Segment& s, const Place& at,
+                                         const uint32_t (&words)[C::kTokens / 4], bool& gate_used) {
   constexpr int kWords = C::kTokens / 4;
   const int pair = at.consumer % 2;
   uint32_t* exchange = smem.gate[pair] + at.thread;
@@ -109,18 +110,23 @@ __device__ __forceinline__ void activate(const Layer& p, typename C::Smem& smem,
     return;
   }
   ptx::named_barrier(gate_full(pair), 256);
-  Signals& signals = state->signals[smem.set];  // looked up here: registers are short in the loop
+  // Looked up here: registers are short in the loop.
+  Signals& signals = state->signals[smem.set];
+  FewValues* values = C::kTokens == 8 && rows != nullptr && tiles_are_few(p, smem.plan) ? few_values : nullptr;
   const int row = (s.row_tile * 2 + pair) * kTileRows + at.thread / 32 * 16 + at.thread % 32 / 4;
+  float* activated = values != nullptr ? reinterpret_cast<float*>(*values) : p.activated;
+  const int pitch = values != nullptr ? kFewInner : p.inner;
   float2 most[kWords / 2] = {};
 #pragma unroll
   for (int i = 0; i < kWords; ++i) {
     const float2 gate = widen_pair(exchange[i * 128], p.type), up = widen_pair(words[i], p.type);
     const int token = i / 2 * 8 + at.thread % 4 * 2;
-    float* out = p.activated + static_cast<size_t>(s.first_row + token) * p.inner + row + i % 2 * 8;
+    const size_t place = static_cast<size_t>(s.first_row + token) * pitch + row + i % 2 * 8;
+    uint32_t* out = reinterpret_cast<uint32_t*>(activated + place);
     const float left = token < s.tokens ? swiglu(gate.x, up.x, p.swiglu) : 0.0f;
     const float right = token + 1 < s.tokens ? swiglu(gate.y, up.y, p.swiglu) : 0.0f;
-    if (token < s.tokens) __stcg(out, left);
-    if (token + 1 < s.tokens) __stcg(out + p.inner, right);
+    if (token < s.tokens) leave_word(out, never_absent(left));
+    if (token + 1 < s.tokens) leave_word(out + pitch, never_absent(right));
     most[i / 2].x = fmaxf(most[i / 2].x, fabsf(left));
     most[i / 2].y = fmaxf(most[i / 2].y, fabsf(right));
   }
@@ -132,11 +138,18 @@ __device__ __forceinline__ void activate(const Layer& p, typename C::Smem& smem,
       most[j].y = fmaxf(most[j].y, __shfl_xor_sync(~0u, most[j].y, step));
     }
     const int token = j * 8 + at.thread % 4 * 2;
+    if (values != nullptr) {
+      uint32_t* largest = &rows[smem.set].largest[s.first_row + token][s.row_tile * 8 + pair * 4 + at.thread / 32];
+      if (at.thread % 32 < 4 && token < s.tokens) leave_word(largest, __float_as_uint(most[j].x));
+      if (at.thread % 32 < 4 && token + 1 < s.tokens) leave_word(largest + kFewInner / 16, __float_as_uint(most[j].y));
+      continue;
+    }
     uint32_t* largest = signals.largest + s.first_row + token;
     if (at.thread % 32 < 4 && token < s.tokens) atomicMax(largest, __float_as_uint(most[j].x));
     if (at.thread % 32 < 4 && token + 1 < s.tokens) atomicMax(largest + 1, __float_as_uint(most[j].y));
   }
   named_arrive(gate_empty(pair), 256);
+  if (values != nullptr) return;
   ptx::named_barrier(own_barrier(at.consumer), 128);
   if (at.thread == 0) smem.last[at.consumer] = exchange_add(&signals.activated[s.run]);
   ptx::named_barrier(own_barrier(at.consumer), 128);

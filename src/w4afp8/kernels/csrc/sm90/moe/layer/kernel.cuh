@@ -7,6 +7,7 @@
 #include "../../overlap.cuh"
 #include "combine.cuh"
 #include "epilogue.cuh"
+#include "requantize.cuh"
 
 namespace w4afp8::moe::layer {
 
@@ -14,6 +15,7 @@ struct Arguments {
   Layer layer;
   State* state;
   FewRows* rows;   // two sets, absent where nothing was written
+  FewValues* values;
   bool few;        // whether rows go through them
   uint4* partial;  // [2 phases][blocks][consumers][tokens / 8][128], absent between launches
 };
@@ -38,7 +40,7 @@ __device__ void consume(const Arguments& args, typename C::Smem& smem) {
     uint32_t words[C::kTokens / 4];
     round_all<C>(p, acc, x_scale, words);
     if (s.phase == kGateUp) {
-      activate<C>(p, smem, args.state, args.few ? args.rows : nullptr, s, at, words, gate_used);
+      activate<C>(p, smem, args.state, args.few ? args.rows : nullptr, args.values, s, at, words, gate_used);
     } else {
       store_down<C>(p, s, at, words);
     }
@@ -116,6 +118,9 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ar
       uint4* rows = reinterpret_cast<uint4*>(&args.rows[smem.set ^ 1]);
       for (int i = blockIdx.x * 32 + threadIdx.x % 32; i < static_cast<int>(sizeof(FewRows) / 16); i += gridDim.x * 32) {
         rows[i] = {kAbsent, kAbsent, kAbsent, kAbsent};
+      }
+      if (C::kTokens == 8 && args.few && tiles_are_few(p, smem.plan)) {
+        requantize_tiles<C::kTokens>(p, smem.plan, *args.values, args.rows[smem.set]);
       }
     }
   } else {

@@ -79,6 +79,11 @@ struct Shares {
   }
 };
 
+// Whether a block completes no more than two or three gate_up tiles.
+__device__ __forceinline__ bool tiles_are_few(const Layer& p, const Plan& plan) {
+  return plan.runs * p.row_tiles[kGateUp] <= 2 * static_cast<int>(gridDim.x);
+}
+
 // One block's walk over its segments.  One thread takes it, and a block may ask for a tile every microsecond: a step
 // divides and searches nothing.
 template <int kTokens>
