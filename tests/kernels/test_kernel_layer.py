@@ -19,6 +19,7 @@ CASES = {  # tokens, experts, top_k, first local expert, experts routed to, hidd
     "long rows": (8, 4, 2, 0, 4, 2048, 1024),
     "few pairs, more rows than a run": (20, 2, 2, 0, 2, 512, 512),
     "few pairs, one of several stages a tile": (5, 3, 2, 0, 3, 512, 1280),
+    "few pairs here of many": (64, 4, 4, 8, 64, 512, 512),
     "few pairs, too wide to be their own signal": (3, 4, 2, 0, 4, 256, 2304),
 }
 

@@ -16,8 +16,8 @@ __device__ __forceinline__ void share_sums(const Layer& p, Use&& use) {
   }
 }
 
-__device__ __forceinline__ Combine combination(const Layer& p) {
-  return {p.down, p.type, p.routing.rows, p.weights, p.routing.tokens, p.routing.top_k, p.hidden, p.factor, p.out};
+__device__ __forceinline__ Combine combination(const Layer& p, const void* down) {
+  return {down, p.type, p.routing.rows, p.weights, p.routing.tokens, p.routing.top_k, p.hidden, p.factor, p.out};
 }
 
 __device__ __forceinline__ uint4* out_at(const Layer& p, int token, int at) {
@@ -26,7 +26,7 @@ __device__ __forceinline__ uint4* out_at(const Layer& p, int token, int at) {
 
 // When every block has stored its products.
 __device__ __forceinline__ void combine(const Layer& p) {
-  const Combine all = combination(p);
+  const Combine all = combination(p, p.down);
   share_sums(p, [&](int token, int at) {
     if (at >= p.hidden) return;
     const int first = token * p.routing.top_k;
@@ -34,21 +34,28 @@ __device__ __forceinline__ void combine(const Layer& p) {
   });
 }
 
-// Few pairs: the row of each, as the quantizers find it.  A warp.
-__device__ __forceinline__ void find_rows(const Layer& p, const Plan& plan, int* rows) {
-  for (int pair = threadIdx.x % 32; pair < p.routing.tokens * p.routing.top_k; pair += 32) {
-    const int e = plan.id[pair];
-    int rank = 0;
-    for (int other = 0; other < pair; ++other) rank += plan.id[other] == e;
-    rows[pair] = e < p.routing.experts ? plan.expert_row[e] + rank : -1;
+// Few pairs: the row of each, as the quantizers find it.  A warp; `count` of the plan is its scratch.
+__device__ __forceinline__ void find_rows(const Layer& p, Plan& plan, int16_t* rows) {
+  const int lane = threadIdx.x % 32, pairs = p.routing.tokens * p.routing.top_k, experts = p.routing.experts;
+  for (int e = lane; e < experts; e += 32) plan.count[e] = 0;
+  __syncwarp();
+  for (int base = 0; base < pairs; base += 32) {
+    const int pair = base + lane, e = pair < pairs ? plan.id[pair] : experts;
+    const uint32_t same = __match_any_sync(~0u, e);
+    const int before = __popc(same & ((1u << lane) - 1));
+    const int row = e < experts ? plan.expert_row[e] + static_cast<int>(plan.count[e]) + before : -1;
+    if (pair < pairs) rows[pair] = static_cast<int16_t>(row);
+    __syncwarp();
+    if (e < experts && before == 0) plan.count[e] += __popc(same);
+    __syncwarp();
   }
 }
 
 // Their sums: each product is its own signal, and has one reader.
-__device__ __forceinline__ void combine_few(const Layer& p, const int* rows) {
-  const Combine all = combination(p);
+__device__ __forceinline__ void combine_few(const Layer& p, void* products, const int16_t* rows) {
+  const Combine all = combination(p, products);
   share_sums(p, [&](int token, int at) {
-    uint4* down = static_cast<uint4*>(p.down) + at / 8;
+    uint4* down = static_cast<uint4*>(products) + at / 8;
     // Opaque, else eight addresses are kept over the loop that waits: registers are short.
     const auto place = [&](int row) {
       asm volatile("" : "+r"(row));

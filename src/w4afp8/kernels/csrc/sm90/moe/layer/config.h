@@ -55,7 +55,7 @@ struct Layer {
   uint8_t* q[2];
   float* q_scale[2];
   float* activated;           // [pairs, inner]
-  void* down;                 // [pairs, hidden], 16 bit; few pairs use scratch of the launcher's own
+  void* down;                 // [pairs, hidden], 16 bit
 };
 
 // Signals between blocks.  Two sets take turns: a launch uses one and clears the other for the next launch.
@@ -72,24 +72,25 @@ struct alignas(16) State {
   Signals signals[2];
 };
 
-// Quantized rows of few pairs, as words that are their own signal (signal.cuh): nobody fences for them, and whoever needs
+// Quantized rows where few pairs are local, as words that are their own signal (signal.cuh): nobody fences for them, and whoever needs
 // one asks for it.  Two sets take turns, as the signals do: a row has many readers and none knows who is the last.
 // Their down products go through such words too, in one set, because each has one reader.
-constexpr int kFewPairs = 64;
+constexpr int kFewHere = 64;      // local pairs
+constexpr int kFewPairs = 1024;   // of all ranks
 constexpr int kFewHidden = 8192, kFewInner = 2048;  // sizes up to these
 struct alignas(16) FewRows {
-  uint32_t x[kFewPairs][kFewHidden / 4];          // e4m3, by row
-  uint32_t activated[kFewPairs][kFewInner / 4];
-  uint32_t scale[2][kFewPairs];                   // floats
-  uint32_t largest[kFewPairs][kFewInner / 16];    // floats: the largest activated value of sixteen columns
+  uint32_t x[kFewHere][kFewHidden / 4];          // e4m3, by row
+  uint32_t activated[kFewHere][kFewInner / 4];
+  uint32_t scale[2][kFewHere];                   // floats
+  uint32_t largest[kFewHere][kFewInner / 16];    // floats: the largest activated value of sixteen columns
 };
 // Their activated values, floats, in one set: each has one reader.
-using FewValues = uint32_t[kFewPairs][kFewInner];
+using FewValues = uint32_t[kFewHere][kFewInner];
 
 // Which experts have rows, and where.
 struct Plan {
-  int active, runs;                    // experts with rows; runs over all of them
-  uint32_t count[kMaxExperts];         // rows, by expert
+  int active, runs, local;             // experts with rows; runs and rows over all of them
+  uint32_t count[kMaxExperts];         // rows, by expert; then scratch of find_rows
   uint16_t expert_row[kMaxExperts];    // first row, by expert
   uint16_t expert_block8[kMaxExperts];
   uint16_t id[kMaxPairs];              // local expert of each pair, `experts` for none
@@ -139,7 +140,9 @@ struct Config {
     Segment segment[kSegments];
     float warp_max[kConsumerThreads / 32];
     uint64_t rows_known;       // few_rows
-    int few_rows[kFewPairs];   // of few pairs: the row of each, or -1
+    int16_t few_rows[kTokens == 8 ? kFewPairs : 1];  // of few pairs: the row of each, or -1
+    FewRows* few;              // of this launch; null when the pairs here are many
+    void* down;                // where down products go
     int token_rows[kMaxTopK];  // of the token at hand: place of each choice in q (of few pairs: its row), or -1
     uint32_t last[kConsumers];
     uint32_t set;

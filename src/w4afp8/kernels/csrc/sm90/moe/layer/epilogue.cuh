@@ -95,7 +95,7 @@ __device__ __forceinline__ void round_all(const Layer& p, const float (&acc)[C::
 // columns requantizes its rows; when tiles are few another warp does (requantize.cuh), and values and maxima are their
 // own signal.
 template <class C>
-__device__ __forceinline__ void activate(const Layer& p, typename C::Smem& smem, State* state, FewRows* rows,
+__device__ __forceinline__ void activate(const Layer& p, typename C::Smem& smem, State* state,
                                          FewValues* few_values, const Segment& s, const Place& at,
                                          const uint32_t (&words)[C::kTokens / 4], bool& gate_used) {
   constexpr int kWords = C::kTokens / 4;
@@ -112,7 +112,8 @@ __device__ __forceinline__ void activate(const Layer& p, typename C::Smem& smem,
   ptx::named_barrier(gate_full(pair), 256);
   // Looked up here: registers are short in the loop.
   Signals& signals = state->signals[smem.set];
-  FewValues* values = C::kTokens == 8 && rows != nullptr && tiles_are_few(p, smem.plan) ? few_values : nullptr;
+  FewRows* few = C::kTokens == 8 ? smem.few : nullptr;
+  FewValues* values = few != nullptr && tiles_are_few(p, smem.plan) ? few_values : nullptr;
   const int row = (s.row_tile * 2 + pair) * kTileRows + at.thread / 32 * 16 + at.thread % 32 / 4;
   float* activated = values != nullptr ? reinterpret_cast<float*>(*values) : p.activated;
   const int pitch = values != nullptr ? kFewInner : p.inner;
@@ -139,7 +140,7 @@ __device__ __forceinline__ void activate(const Layer& p, typename C::Smem& smem,
     }
     const int token = j * 8 + at.thread % 4 * 2;
     if (values != nullptr) {
-      uint32_t* largest = &rows[smem.set].largest[s.first_row + token][s.row_tile * 8 + pair * 4 + at.thread / 32];
+      uint32_t* largest = &few->largest[s.first_row + token][s.row_tile * 8 + pair * 4 + at.thread / 32];
       if (at.thread % 32 < 4 && token < s.tokens) leave_word(largest, __float_as_uint(most[j].x));
       if (at.thread % 32 < 4 && token + 1 < s.tokens) leave_word(largest + kFewInner / 16, __float_as_uint(most[j].y));
       continue;
@@ -154,7 +155,6 @@ __device__ __forceinline__ void activate(const Layer& p, typename C::Smem& smem,
   if (at.thread == 0) smem.last[at.consumer] = exchange_add(&signals.activated[s.run]);
   ptx::named_barrier(own_barrier(at.consumer), 128);
   if (smem.last[at.consumer] + 1 != static_cast<uint32_t>(p.inner / kTileRows)) return;
-  FewRows* few = C::kTokens == 8 && rows != nullptr ? rows + smem.set : nullptr;
   quantize_run(p, s, signals.largest, few, at.thread);
   if (few != nullptr) return;
   ptx::named_barrier(own_barrier(at.consumer), 128);
@@ -164,7 +164,7 @@ __device__ __forceinline__ void activate(const Layer& p, typename C::Smem& smem,
 // A warp's sixteen weight rows leave by themselves, transposed through shared memory: 32 bytes a token, a whole sector,
 // and no warp waits for another.
 template <class C>
-__device__ __forceinline__ void store_down(const Layer& p, const Segment& s, const Place& at,
+__device__ __forceinline__ void store_down(const Layer& p, void* down, const Segment& s, const Place& at,
                                            const uint32_t (&words)[C::kTokens / 4]) {
   static_assert(C::kTokens <= 16, "two lanes a token");
   __syncwarp();  // the previous tile has left
@@ -174,7 +174,7 @@ __device__ __forceinline__ void store_down(const Layer& p, const Segment& s, con
   }
   __syncwarp();
   if (at.thread % 32 / 2 < s.tokens) {
-    uint16_t* tile = static_cast<uint16_t*>(p.down) + (s.first_row * p.hidden + s.row_tile * (kConsumers * kTileRows));
+    uint16_t* tile = static_cast<uint16_t*>(down) + (s.first_row * p.hidden + s.row_tile * (kConsumers * kTileRows));
     leave_words(tile + at.out, ptx::load_shared_16(at.fetched));  // of few pairs: rounding's NaN is 0x7fff, never absent
   }
 }

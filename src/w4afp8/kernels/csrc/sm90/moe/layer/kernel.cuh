@@ -16,7 +16,8 @@ struct Arguments {
   State* state;
   FewRows* rows;   // two sets, absent where nothing was written
   FewValues* values;
-  bool few;        // whether rows go through them
+  void* few_down;
+  bool may_be_few;  // whether rows of few pairs here fit these
   uint4* partial;  // [2 phases][blocks][consumers][tokens / 8][128], absent between launches
 };
 
@@ -40,15 +41,15 @@ __device__ void consume(const Arguments& args, typename C::Smem& smem) {
     uint32_t words[C::kTokens / 4];
     round_all<C>(p, acc, x_scale, words);
     if (s.phase == kGateUp) {
-      activate<C>(p, smem, args.state, args.few ? args.rows : nullptr, args.values, s, at, words, gate_used);
+      activate<C>(p, smem, args.state, args.values, s, at, words, gate_used);
     } else {
-      store_down<C>(p, s, at, words);
+      store_down<C>(p, smem.down, s, at, words);
     }
   }
   if (gate_used) ptx::named_barrier(gate_empty(at.consumer), 256);  // no arrival is left behind
-  if (C::kTokens == 8 && args.few) {
+  if (C::kTokens == 8 && smem.few != nullptr) {
     ptx::barrier_wait(&smem.rows_known, 0);
-    return combine_few(p, smem.few_rows);
+    return combine_few(p, smem.down, smem.few_rows);
   }
   ptx::named_barrier(15, kConsumerThreads);
   if (threadIdx.x == 0) {
@@ -86,14 +87,20 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ar
   if (threadIdx.x < kConsumerThreads && blockIdx.x < token_units) read_token(p, blockIdx.x / parts, held);
   if (threadIdx.x == kThreads - 1) smem.set = args.state->launches % 2;
   make_plan<C::kTokens>(p, smem.plan);
+  if (threadIdx.x == 0) {
+    const bool few = C::kTokens == 8 && args.may_be_few && smem.plan.local <= kFewHere;
+    smem.few = few ? args.rows + smem.set : nullptr;
+    smem.down = few ? args.few_down : p.down;
+  }
+  __syncthreads();
 
   Signals& signals = args.state->signals[smem.set];
   if (warp >= 4 * kConsumers) {
     if constexpr (C::kMovesRegisters) ptx::registers_give<C::kLoaderRegisters>();
     if (warp == 4 * kConsumers && ptx::elect_one()) load_weights<C>(p, smem);
     if (warp == 4 * kConsumers + 1) {
-      if (C::kTokens == 8 && args.few) {
-        if constexpr (C::kTokens == 8) ask_for_activations<C>(smem, args.rows[smem.set]);
+      if (C::kTokens == 8 && smem.few != nullptr) {
+        if constexpr (C::kTokens == 8) ask_for_activations<C>(smem, *smem.few);
       } else if (ptx::elect_one()) {
         load_activations<C>(p, smem, signals);
       }
@@ -103,11 +110,12 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ar
       constexpr int kWords = sizeof(Signals) / sizeof(uint32_t);
       uint32_t* other = reinterpret_cast<uint32_t*>(&args.state->signals[smem.set ^ 1]);
       for (int i = blockIdx.x * 32 + threadIdx.x % 32; i < kWords; i += gridDim.x * 32) other[i] = 0;
-      if (args.few) {
+      const bool few = C::kTokens == 8 && smem.few != nullptr;
+      if (few) {
         find_rows(p, smem.plan, smem.few_rows);
         __syncwarp();
       }
-      if (args.few && threadIdx.x % 32 == 0) {
+      if (few && threadIdx.x % 32 == 0) {
         ptx::barrier_arrive(&smem.rows_known);
         add(&signals.blocks_done);  // nobody waits for the end: the number of launches changes when every block has read it
         if (blockIdx.x == 0) {
@@ -119,15 +127,15 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ar
       for (int i = blockIdx.x * 32 + threadIdx.x % 32; i < static_cast<int>(sizeof(FewRows) / 16); i += gridDim.x * 32) {
         rows[i] = {kAbsent, kAbsent, kAbsent, kAbsent};
       }
-      if (C::kTokens == 8 && args.few && tiles_are_few(p, smem.plan)) {
-        requantize_tiles<C::kTokens>(p, smem.plan, *args.values, args.rows[smem.set]);
+      if (few && tiles_are_few(p, smem.plan)) {
+        requantize_tiles<C::kTokens>(p, smem.plan, *args.values, *smem.few);
       }
     }
   } else {
     if constexpr (C::kMovesRegisters) ptx::registers_take<C::kConsumerRegisters>();
     for (int unit = blockIdx.x; unit < token_units; unit += gridDim.x) {
       if (unit != static_cast<int>(blockIdx.x)) read_token(p, unit / parts, held);
-      FewRows* few = C::kTokens == 8 && args.few ? args.rows + smem.set : nullptr;
+      FewRows* few = C::kTokens == 8 ? smem.few : nullptr;
       quantize_token<C>(p, smem, few, unit / parts, unit % parts, held);
       if (threadIdx.x == 0 && few == nullptr) release_add(&signals.tokens_ready);
     }

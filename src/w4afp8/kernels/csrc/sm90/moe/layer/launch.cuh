@@ -23,9 +23,9 @@ const char* launch(const Layer& p, cudaStream_t stream) {
   for (int phase : {kGateUp, kDown}) args.layer.stages[phase] = p.weight[phase].groups / kStageGroups;
   uint32_t* state = nullptr;
   const int pairs = p.routing.tokens * p.routing.top_k;
-  args.few = C::kTokens == 8 && pairs <= kFewPairs && p.hidden <= kFewHidden && p.inner <= kFewInner;
+  args.may_be_few = C::kTokens == 8 && pairs <= kFewPairs && p.hidden <= kFewHidden && p.inner <= kFewInner;
   const size_t partial = size_t{2} * blocks * kConsumers * C::kTokens * kTileRows * sizeof(float);
-  const size_t rows = 2 * sizeof(FewRows), down = size_t{kFewPairs} * kFewHidden * 2;
+  const size_t rows = 2 * sizeof(FewRows), down = size_t{kFewHere} * kFewHidden * 2;
   const size_t few = rows + down + sizeof(FewValues);
   float* data = nullptr;
   const char* wrong = workspace(stream, sizeof(State), few + partial, &state, &data, WorkspaceUser::kLayer);
@@ -33,7 +33,7 @@ const char* launch(const Layer& p, cudaStream_t stream) {
   args.state = reinterpret_cast<State*>(state);
   args.rows = reinterpret_cast<FewRows*>(data);
   uint8_t* bytes = reinterpret_cast<uint8_t*>(data);
-  if (args.few) args.layer.down = bytes + rows;
+  args.few_down = bytes + rows;
   args.values = reinterpret_cast<FewValues*>(bytes + rows + down);
   args.partial = reinterpret_cast<uint4*>(bytes + few);
   error = launch_overlapped<Residence::kTogether>(kernel<C>, blocks, kThreads, kShared, stream, args);

@@ -53,6 +53,7 @@ __device__ void make_plan(const Layer& p, Plan& plan) {
   if (threadIdx.x == kThreads - 1) {
     plan.active = static_cast<int>(sum >> 48);
     plan.runs = static_cast<int>(sum >> 32 & 0xffff);
+    plan.local = static_cast<int>(sum & 0xffff);
   }
   __syncthreads();
 }
