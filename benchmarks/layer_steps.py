@@ -144,11 +144,14 @@ class Race:
             print(f"{shape} {tokens}".ljust(10), f"{floor:7.1f}", *texts)
 
 
-def times(into: Path, rounds: int, out: Path | None) -> None:
-    """Every step in turn; what is measured is kept after every shape."""
+def times(into: Path, rounds: int, out: Path | None, deadline: float) -> None:
+    """Every step in turn; what is measured is kept after every shape, and no shape is begun after the deadline."""
     race = Race(into)
     for _ in range(rounds):
         for shape, (_, kernels) in SHAPES.items():
+            if time.monotonic() > deadline:
+                print(f"out of time before {shape}")
+                break
             for step in race.steps:
                 for tokens, counts in kernels.items():
                     if step["name"] not in race.out:
@@ -166,6 +169,7 @@ def main() -> None:
     parser.add_argument("--into", type=Path, default=Path("build/layer_steps"))
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--seconds", type=float, default=220.0, help="begin nothing after so many")
     options = parser.parse_args()
     if options.what == "build":
         build(options.base, options.into)
@@ -173,7 +177,7 @@ def main() -> None:
     begin = time.monotonic()
     into = Path(__file__).resolve().parents[2]
     correct(into)
-    times(into, options.rounds, options.out)
+    times(into, options.rounds, options.out, begin + options.seconds)
     print(f"{time.monotonic() - begin:.0f} s")
 
 
