@@ -5,9 +5,11 @@
 //     $C/sm90/grouped_gemm/workspace.cu -o layer_driver
 //   ./layer_driver 1,8,64 HIDDEN INNER EXPERTS_HERE EXPERTS_ROUTED TOP_K [once]
 //
-// One line a token count: the floor at 4.556 TB/s, microseconds, their ratio.  `once` runs every routing twice and
-// times nothing: what the memory and race checkers look at.
+// One line a token count: the floor at 4.556 TB/s, microseconds, their ratio, and a hash of all outputs, the same in
+// every version that adds in the same order.  `once` runs every routing twice and times nothing: what the memory and
+// race checkers look at.
 #include <algorithm>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <random>
@@ -63,6 +65,14 @@ int route(std::mt19937& random, int tokens, int top_k, int here, int routed, std
     }
   }
   return static_cast<int>(std::count(hit.begin(), hit.end(), 1));
+}
+
+// FNV-1a of what a call wrote, begun with `hash`.
+uint64_t hash_output(const Layer& call, uint64_t hash) {
+  std::vector<uint16_t> values(static_cast<size_t>(call.routing.tokens) * call.hidden);
+  check(cudaMemcpy(values.data(), call.out, values.size() * 2, cudaMemcpyDeviceToHost));
+  for (const uint16_t v : values) hash = (hash ^ v) * 0x100000001b3u;
+  return hash;
 }
 
 int main(int count, char** words) {
@@ -121,8 +131,14 @@ int main(int count, char** words) {
     };
     run();
     check(cudaStreamSynchronize(stream));
+    const auto hash_all = [&] {
+      uint64_t hash = 0xcbf29ce484222325u;
+      for (const Layer& call : calls) hash = hash_output(call, hash);
+      return static_cast<unsigned long long>(hash);
+    };
+    const unsigned long long hash = hash_all();
     if (once) {
-      std::printf("M=%d ran\n", tokens);
+      std::printf("M=%d ran, hash %016llx\n", tokens, hash);
       continue;
     }
     cudaGraph_t graph;
@@ -146,6 +162,8 @@ int main(int count, char** words) {
     }
     std::sort(times.begin(), times.end());
     const double median = times[times.size() / 2];
-    std::printf("M=%d floor %.1f us %.2f (%.2f)\n", tokens, floor, median, median / floor);
+    const char* same = hash_all() == hash ? "" : " and another after the replays";
+    std::printf("M=%d floor %.1f us %.2f (%.2f) hash %016llx%s\n", tokens, floor, median, median / floor, hash, same);
+    std::fflush(stdout);
   }
 }

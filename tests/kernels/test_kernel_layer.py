@@ -17,6 +17,10 @@ CASES = {  # tokens, experts, top_k, first local expert, experts routed to, hidd
     "down rows off the tile": (33, 8, 3, 0, 8, 768, 256),
     "more tokens than blocks": (300, 300, 8, 0, 300, 256, 256),
     "long rows": (8, 4, 2, 0, 4, 2048, 1024),
+    "few pairs, more rows than a run": (20, 2, 2, 0, 2, 512, 512),
+    "few pairs, one of several stages a tile": (5, 3, 2, 0, 3, 512, 1280),
+    "few pairs here of many": (64, 4, 4, 8, 64, 512, 512),
+    "few pairs, too wide to be their own signal": (3, 4, 2, 0, 4, 256, 2304),
 }
 
 
@@ -83,6 +87,19 @@ def test_one_launch_is_the_reference(case, kernel, static):
     assert close(found, truth(made, static))
     for _ in range(3):
         assert torch.equal(found, run(made, kernel, ids=made[1].int(), static=static))
+
+
+@pytest.mark.gpu
+def test_calls_that_leave_other_signals_take_turns():
+    """Few pairs and many, and either kernel, on one stream: each leaves the scratch memory as the next expects it."""
+    few, many = problem(3, 8, 2, 0, 8, 512, 256), problem(70, 8, 2, 0, 8, 256, 512, seed=1)
+    first = {}
+    for turn in (few, few, many, few, many, many, few):
+        for kernel in layers.ROWS:
+            found = run(turn, kernel)
+            expected = first.setdefault((id(turn), kernel.kernel), found)
+            assert torch.equal(found, expected)
+    assert close(first[id(few), "n8"], truth(few)) and close(first[id(many), "n8"], truth(many))
 
 
 @pytest.mark.gpu

@@ -57,6 +57,11 @@ __device__ __forceinline__ void copy_bytes(void* shared, const void* global, uin
       : "memory");
 }
 
+// Contiguous bytes, as above, into L2 only; nothing says when they are there.
+__device__ __forceinline__ void prefetch_bytes(const void* global, uint32_t bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
+}
+
 __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }

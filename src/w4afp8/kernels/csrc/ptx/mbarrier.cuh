@@ -85,6 +85,13 @@ __device__ __forceinline__ uint32_t load_shared_4(uint32_t address) {
   return v;
 }
 
+// Two 8 x 8 matrices of 16 bits, held as wgmma's accumulators are, columns as rows of 16 bytes: lane l names the place of
+// column l % 8 of the first (l < 8) or second.
+__device__ __forceinline__ void store_transposed(uint32_t address, uint32_t first, uint32_t second) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address), "r"(first), "r"(second)
+               : "memory");
+}
+
 // A warpgroup changes how many registers each of its threads owns.
 template <int kCount>
 __device__ __forceinline__ void registers_give() {

@@ -20,6 +20,9 @@ const char* allocate(Piece& piece) {
   cudaError_t error = cudaMalloc(&piece.memory, piece.flag_bytes + piece.data_bytes);
   if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking);
   if (error == cudaSuccess) error = cudaMemsetAsync(piece.memory, 0, piece.flag_bytes, side);
+  if (error == cudaSuccess) {
+    error = cudaMemsetAsync(static_cast<uint8_t*>(piece.memory) + piece.flag_bytes, 0xff, piece.data_bytes, side);
+  }
   if (error == cudaSuccess) error = cudaStreamSynchronize(side);
   if (side != nullptr) cudaStreamDestroy(side);
   cudaThreadExchangeStreamCaptureMode(&mode);

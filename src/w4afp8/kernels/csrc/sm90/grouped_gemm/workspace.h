@@ -1,4 +1,5 @@
-// Scratch memory for partial sums, its flags zero between launches because every owner clears what it read.
+// Scratch memory for partial sums, its flags zero between launches because every owner clears what it read; the data
+// begin as words of ones, which a user may likewise keep between launches.
 //
 // One per device and stream, so launches that may overlap never share it; one per graph for captured launches.  They
 // are never freed: a captured graph keeps the address.

@@ -21,6 +21,7 @@ constexpr int kConsumerThreads = 128 * kConsumers;
 constexpr int kThreads = kConsumerThreads + 128;  // a warp loads weights, one activations, one plans, one clears
 constexpr int kSegments = 4;         // tiles that are planned ahead
 constexpr int kInFlight = 2;         // stages of weights asked for and not there yet
+constexpr int kAhead = 3;            // stages fetched into L2 while a phase's first ring is full and waits
 constexpr int kMaxExperts = 512;     // what the plan in shared memory holds
 constexpr int kMaxPairs = 4096;
 constexpr int kMaxRuns = 1024;       // <= kMaxPairs / 8 + kMaxExperts
@@ -44,7 +45,7 @@ struct Layer {
   int hidden, inner;
   Weight weight[2];           // gate_up [2 * inner x hidden], down [hidden x inner]
   int row_tiles[2];           // a gate_up tile is two row blocks of gate and the two of up, a down tile four row blocks
-  int stages[2];              // of a tile along K
+  int stages[2];              // of a tile, and of a row block, along K
   const float* static_scale[2];  // of the activations that enter each weight, or null: per row
   Swiglu swiglu;
   const float* weights;       // [tokens, top_k]
@@ -61,21 +62,35 @@ struct Layer {
 struct Signals {
   uint32_t tokens_ready;                                  // parts of tokens quantized
   uint32_t blocks_done;                                   // blocks whose tiles are stored
-  uint32_t partial_ready[2][kMaxBlocks * kConsumers];     // a block's partial sums of a phase
   uint32_t activated[kMaxRuns];                           // 64-column pieces of a run's activation
   uint32_t run_ready[kMaxRuns];                           // its requantized rows
   uint32_t largest[kMaxPairs];                            // activated value of a row: the bits of a float >= 0
 };
-struct State {
+struct alignas(16) State {
   uint32_t launches;  // decides the set
   uint32_t pad[31];
   Signals signals[2];
 };
 
+// Quantized rows where few pairs are local, as words that are their own signal (signal.cuh): nobody fences for them, and whoever needs
+// one asks for it.  Two sets take turns, as the signals do: a row has many readers and none knows who is the last.
+// Their down products go through such words too, in one set, because each has one reader.
+constexpr int kFewHere = 64;      // local pairs
+constexpr int kFewPairs = 1024;   // of all ranks
+constexpr int kFewHidden = 8192, kFewInner = 2048;  // sizes up to these
+struct alignas(16) FewRows {
+  uint32_t x[kFewHere][kFewHidden / 4];          // e4m3, by row
+  uint32_t activated[kFewHere][kFewInner / 4];
+  uint32_t scale[2][kFewHere];                   // floats
+  uint32_t largest[kFewHere][kFewInner / 16];    // floats: the largest activated value of sixteen columns
+};
+// Their activated values, floats, in one set: each has one reader.
+using FewValues = uint32_t[kFewHere][kFewInner];
+
 // Which experts have rows, and where.
 struct Plan {
-  int active, runs;                    // experts with rows; runs over all of them
-  uint32_t count[kMaxExperts];         // rows, by expert
+  int active, runs, local;             // experts with rows; runs and rows over all of them
+  uint32_t count[kMaxExperts];         // rows, by expert; then scratch of find_rows
   uint16_t expert_row[kMaxExperts];    // first row, by expert
   uint16_t expert_block8[kMaxExperts];
   uint16_t id[kMaxPairs];              // local expert of each pair, `experts` for none
@@ -92,11 +107,12 @@ struct Plan {
 struct alignas(16) Segment {
   Phase phase;
   int stages;                 // 0: there is nothing more to do
-  int expert, row_tile;       // a row tile is one row block for each consumer
+  int row_tile;               // one row block for each consumer
+  int weight_stage;           // where the first consumer's weights begin, in stages from the first expert's
   int run;                    // over all experts
   int first_row, block8, tokens;
   int first_stage;
-  int end_unit;               // of the whole tile, in the phase's line of work; 0 when this block has all of it
+  int peers;                  // of an owner: how many blocks after this one have the rest of the tile
   bool owner;
   bool shared;                // other runs read the same weights
 };
@@ -112,18 +128,22 @@ struct Config {
   struct Stage {
     alignas(1024) uint8_t x[kStageGroups][kTokens * kTileCols];            // e4m3, 128-byte swizzle
     alignas(128) uint8_t codes[kConsumers][kStageGroups * kTileBytes];
-    alignas(128) uint8_t scale[kConsumers][kStageGroups * kTileRows * 4];  // bfloat16 or float, packed
+    alignas(128) uint8_t scale[kConsumers * kStageGroups * kTileRows * 4];  // bfloat16 or float, packed
     float x_scale[kTokens];
   };
   struct Smem {
     Stage stage[kStages];
     uint32_t gate[kConsumers / 2][kTokens / 4 * 128];            // rounded gate products, two tokens a word
-    alignas(16) uint16_t out[kConsumers][kTokens * (kTileRows + 8)];  // rounded down products on their way
+    alignas(16) uint16_t out[kConsumers][4][kTokens * 16];       // rounded down products on their way, of each warp
     uint64_t weights_full[kStages], x_full[kStages], empty[kStages];
     uint64_t segment_full[kSegments], segment_empty[kSegments];
     Segment segment[kSegments];
     float warp_max[kConsumerThreads / 32];
-    int token_rows[kMaxTopK];  // of the token at hand: place of each choice in q, or -1
+    uint64_t rows_known;       // few_rows
+    int16_t few_rows[kTokens == 8 ? kFewPairs : 1];  // of few pairs: the row of each, or -1
+    FewRows* few;              // of this launch; null when the pairs here are many
+    void* down;                // where down products go
+    int token_rows[kMaxTopK];  // of the token at hand: place of each choice in q (of few pairs: its row), or -1
     uint32_t last[kConsumers];
     uint32_t set;
     Plan plan;

@@ -16,43 +16,61 @@ __device__ __forceinline__ void named_arrive(uint32_t id, uint32_t threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-// Values a consumer of block `block` leaves or left in `phase`: [kTokens / 2][128].
+// Where a consumer of block `block` leaves its sums in `phase`: [kTokens / 8][128] of four, each its own signal.
+// A block leaves them at most once a phase.
 template <class C>
-__device__ __forceinline__ float* partial_of(float* partial, Phase phase, int block, int consumer) {
+__device__ __forceinline__ uint4* partial_of(uint4* partial, Phase phase, int block, int consumer) {
   const size_t slot = (static_cast<size_t>(phase) * gridDim.x + block) * kConsumers + consumer;
-  return partial + slot * (C::kTokens / 2 * 128);
+  return partial + slot * (C::kTokens / 8 * 128);
 }
 
 template <class C>
-__device__ __forceinline__ void leave_partial(float* partial, Signals& signals, const Segment& s, const Place& at,
+__device__ __forceinline__ void leave_partial(uint4* partial, const Segment& s, const Place& at,
                                               const float (&acc)[C::kTokens / 2]) {
-  float* mine = partial_of<C>(partial, s.phase, blockIdx.x, at.consumer) + at.thread;
+  uint4* mine = partial_of<C>(partial, s.phase, blockIdx.x, at.consumer) + at.thread;
 #pragma unroll
-  for (int i = 0; i < C::kTokens / 2; ++i) __stcg(mine + i * 128, acc[i]);
-  ptx::named_barrier(own_barrier(at.consumer), 128);
-  if (at.thread == 0) release_add(&signals.partial_ready[s.phase][blockIdx.x * kConsumers + at.consumer]);
+  for (int j = 0; j < C::kTokens / 8; ++j) leave_four(mine + j * 128, acc + 4 * j);
 }
 
+// Every thread waits for its own values, of several blocks at once.
 template <class C>
-__device__ __forceinline__ void add_partials(const Layer& p, const Plan& plan, float* partial, const Signals& signals,
-                                             const Segment& s, const Place& at, float (&acc)[C::kTokens / 2]) {
-  if (s.end_unit == 0) return;
-  const Shares shares(p, plan, s.phase);
-  const int first_peer = blockIdx.x + 1;
-  int peers = 0;  // the blocks after this one that begin inside the tile
-  for (int more = 32; more == 32; peers += more) {
-    const int peer = first_peer + peers + at.thread % 32;
-    more = __popc(__ballot_sync(~0u, peer < static_cast<int>(gridDim.x) && shares.begin(peer) < s.end_unit));
-  }
-  for (int i = at.thread; i < peers; i += 128) {  // all flags at once
-    await(&signals.partial_ready[s.phase][(first_peer + i) * kConsumers + at.consumer], 1);
-  }
-  ptx::named_barrier(own_barrier(at.consumer), 128);
-  const float* theirs = partial_of<C>(partial, s.phase, first_peer, at.consumer) + at.thread;
-#pragma unroll 4
-  for (int i = 0; i < peers; ++i, theirs += kConsumers * (C::kTokens / 2 * 128)) {
+__device__ __forceinline__ void add_partials(uint4* partial, const Segment& s, const Place& at,
+                                             float (&acc)[C::kTokens / 2]) {
+  constexpr int kAtOnce = C::kTokens > 8 ? 1 : 4;  // blocks; registers are short
+  constexpr int kFours = C::kTokens / 8;
+  constexpr int kPitch = kConsumers * kFours * 128;  // between blocks
+  uint4* theirs = partial_of<C>(partial, s.phase, blockIdx.x + 1, at.consumer) + at.thread;
+#pragma unroll 1
+  for (int first = 0; first < s.peers; first += kAtOnce, theirs += kAtOnce * kPitch) {
+    const int here = kAtOnce == 1 ? 1 : min(kAtOnce, s.peers - first);
+    uint4 v[kAtOnce][kFours];
+    bool there;
+    do {
+      there = true;
 #pragma unroll
-    for (int i = 0; i < C::kTokens / 2; ++i) acc[i] += __ldcg(theirs + i * 128);
+      for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+        for (int j = 0; j < kFours; ++j) {
+          v[i][j] = i < here ? look_at_four(theirs + i * kPitch + j * 128) : uint4{};
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+        for (int j = 0; j < kFours; ++j) there &= all_there(v[i][j]);
+      }
+    } while (!__all_sync(~0u, there));
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+      for (int j = 0; j < kFours; ++j) {
+        acc[4 * j] += __uint_as_float(v[i][j].x);
+        acc[4 * j + 1] += __uint_as_float(v[i][j].y);
+        acc[4 * j + 2] += __uint_as_float(v[i][j].z);
+        acc[4 * j + 3] += __uint_as_float(v[i][j].w);
+        if (i < here) theirs[i * kPitch + j * 128] = {kAbsent, kAbsent, kAbsent, kAbsent};  // for the next launch
+      }
+    }
   }
 }
 
@@ -74,10 +92,12 @@ __device__ __forceinline__ void round_all(const Layer& p, const float (&acc)[C::
 }
 
 // Consumers 0 and 1 hold gate products, 2 and 3 the up products of the same columns.  Whoever completes a run's last
-// columns requantizes its rows.
+// columns requantizes its rows; when tiles are few another warp does (requantize.cuh), and values and maxima are their
+// own signal.
 template <class C>
-__device__ __forceinline__ void activate(const Layer& p, typename C::Smem& smem, Signals& signals, const Segment& s,
-                                         const Place& at, const uint32_t (&words)[C::kTokens / 4], bool& gate_used) {
+__device__ __forceinline__ void activate(const Layer& p, typename C::Smem& smem, State* state,
+                                         FewValues* few_values, const Segment& s, const Place& at,
+                                         const uint32_t (&words)[C::kTokens / 4], bool& gate_used) {
   constexpr int kWords = C::kTokens / 4;
   const int pair = at.consumer % 2;
   uint32_t* exchange = smem.gate[pair] + at.thread;
@@ -90,17 +110,24 @@ __device__ __forceinline__ void activate(const Layer& p, typename C::Smem& smem,
     return;
   }
   ptx::named_barrier(gate_full(pair), 256);
+  // Looked up here: registers are short in the loop.
+  Signals& signals = state->signals[smem.set];
+  FewRows* few = C::kTokens == 8 ? smem.few : nullptr;
+  FewValues* values = few != nullptr && tiles_are_few(p, smem.plan) ? few_values : nullptr;
   const int row = (s.row_tile * 2 + pair) * kTileRows + at.thread / 32 * 16 + at.thread % 32 / 4;
+  float* activated = values != nullptr ? reinterpret_cast<float*>(*values) : p.activated;
+  const int pitch = values != nullptr ? kFewInner : p.inner;
   float2 most[kWords / 2] = {};
 #pragma unroll
   for (int i = 0; i < kWords; ++i) {
     const float2 gate = widen_pair(exchange[i * 128], p.type), up = widen_pair(words[i], p.type);
     const int token = i / 2 * 8 + at.thread % 4 * 2;
-    float* out = p.activated + static_cast<size_t>(s.first_row + token) * p.inner + row + i % 2 * 8;
+    const size_t place = static_cast<size_t>(s.first_row + token) * pitch + row + i % 2 * 8;
+    uint32_t* out = reinterpret_cast<uint32_t*>(activated + place);
     const float left = token < s.tokens ? swiglu(gate.x, up.x, p.swiglu) : 0.0f;
     const float right = token + 1 < s.tokens ? swiglu(gate.y, up.y, p.swiglu) : 0.0f;
-    if (token < s.tokens) __stcg(out, left);
-    if (token + 1 < s.tokens) __stcg(out + p.inner, right);
+    if (token < s.tokens) leave_word(out, never_absent(left));
+    if (token + 1 < s.tokens) leave_word(out + pitch, never_absent(right));
     most[i / 2].x = fmaxf(most[i / 2].x, fabsf(left));
     most[i / 2].y = fmaxf(most[i / 2].y, fabsf(right));
   }
@@ -112,44 +139,43 @@ __device__ __forceinline__ void activate(const Layer& p, typename C::Smem& smem,
       most[j].y = fmaxf(most[j].y, __shfl_xor_sync(~0u, most[j].y, step));
     }
     const int token = j * 8 + at.thread % 4 * 2;
+    if (values != nullptr) {
+      uint32_t* largest = &few->largest[s.first_row + token][s.row_tile * 8 + pair * 4 + at.thread / 32];
+      if (at.thread % 32 < 4 && token < s.tokens) leave_word(largest, __float_as_uint(most[j].x));
+      if (at.thread % 32 < 4 && token + 1 < s.tokens) leave_word(largest + kFewInner / 16, __float_as_uint(most[j].y));
+      continue;
+    }
     uint32_t* largest = signals.largest + s.first_row + token;
     if (at.thread % 32 < 4 && token < s.tokens) atomicMax(largest, __float_as_uint(most[j].x));
     if (at.thread % 32 < 4 && token + 1 < s.tokens) atomicMax(largest + 1, __float_as_uint(most[j].y));
   }
   named_arrive(gate_empty(pair), 256);
+  if (values != nullptr) return;
   ptx::named_barrier(own_barrier(at.consumer), 128);
   if (at.thread == 0) smem.last[at.consumer] = exchange_add(&signals.activated[s.run]);
   ptx::named_barrier(own_barrier(at.consumer), 128);
   if (smem.last[at.consumer] + 1 != static_cast<uint32_t>(p.inner / kTileRows)) return;
-  quantize_run(p, s, signals.largest, at.thread);
+  quantize_run(p, s, signals.largest, few, at.thread);
+  if (few != nullptr) return;
   ptx::named_barrier(own_barrier(at.consumer), 128);
   if (at.thread == 0) release_add(&signals.run_ready[s.run]);
 }
 
+// A warp's sixteen weight rows leave by themselves, transposed through shared memory: 32 bytes a token, a whole sector,
+// and no warp waits for another.
 template <class C>
-__device__ __forceinline__ void store_down(const Layer& p, typename C::Smem& smem, const Segment& s, const Place& at,
+__device__ __forceinline__ void store_down(const Layer& p, void* down, const Segment& s, const Place& at,
                                            const uint32_t (&words)[C::kTokens / 4]) {
-  constexpr int kPitch = kTileRows + 8;  // spreads the banks
-  const int block = s.row_tile * kConsumers + at.consumer;
-  if (block >= p.weight[kDown].row_blocks) return;
-  uint16_t* staging = smem.out[at.consumer];
-  const int row = at.thread / 32 * 16 + at.thread % 32 / 4;
-  ptx::named_barrier(own_barrier(at.consumer), 128);  // the previous tile has left
+  static_assert(C::kTokens <= 16, "two lanes a token");
+  __syncwarp();  // the previous tile has left
 #pragma unroll
-  for (int i = 0; i < C::kTokens / 4; ++i) {
-    uint16_t* place = staging + (i / 2 * 8 + at.thread % 4 * 2) * kPitch + row + i % 2 * 8;
-    place[0] = static_cast<uint16_t>(words[i]);
-    place[kPitch] = static_cast<uint16_t>(words[i] >> 16);
+  for (int j = 0; j < C::kTokens / 8; ++j) {
+    ptx::store_transposed(at.staged + j * 256, words[2 * j], words[2 * j + 1]);
   }
-  ptx::named_barrier(own_barrier(at.consumer), 128);
-  uint16_t* out = static_cast<uint16_t*>(p.down) + static_cast<size_t>(s.first_row) * p.hidden + block * kTileRows;
-#pragma unroll
-  for (int base = 0; base < C::kTokens; base += 16) {
-    const int token = base + at.thread / 8, piece = at.thread % 8;
-    if (token < s.tokens) {
-      __stcg(reinterpret_cast<int4*>(out + static_cast<size_t>(token) * p.hidden + piece * 8),
-             *reinterpret_cast<const int4*>(staging + token * kPitch + piece * 8));
-    }
+  __syncwarp();
+  if (at.thread % 32 / 2 < s.tokens) {
+    uint16_t* tile = static_cast<uint16_t*>(down) + (s.first_row * p.hidden + s.row_tile * (kConsumers * kTileRows));
+    leave_words(tile + at.out, ptx::load_shared_16(at.fetched));  // of few pairs: rounding's NaN is 0x7fff, never absent
   }
 }
 

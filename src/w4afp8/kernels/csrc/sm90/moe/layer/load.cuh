@@ -34,46 +34,87 @@ __device__ __forceinline__ bool next_segment(Smem& smem, Ring<kSegments>& ring, 
   return s.stages > 0;
 }
 
+// What the loading thread needs of a weight, looked up once a phase.
+struct WeightPlace {
+  const uint8_t *codes, *scale;
+  uint32_t scale_bytes;      // of one row block's stage
+  uint32_t beside, across;   // from one row block of a tile to the next and to the third, in stages
+  __device__ WeightPlace(const Layer& p, Phase phase)
+      : codes(p.weight[phase].codes), scale(static_cast<const uint8_t*>(p.weight[phase].scale)),
+        scale_bytes(kTileRows * kStageGroups * (p.weight[phase].scale_float ? 4 : 2)), beside(p.stages[phase]),
+        across(phase == kGateUp ? p.inner / kTileRows * beside : 2 * beside) {}
+};
+
+// The stages of this block after the ring's last, as far as they are planned: `rest` of the segment at hand, then those
+// of the segments behind it in the queue.
+template <class C>
+__device__ void prefetch_weights(typename C::Smem& smem, Ring<kSegments> next, const WeightPlace& w, Segment s,
+                                 int rest) {
+  constexpr uint32_t kCodes = kStageGroups * kTileBytes;
+  const Phase phase = s.phase;
+  uint32_t stage = s.weight_stage + s.stages - rest;
+  int looked = 1;
+#pragma unroll 1
+  for (int left = kAhead; left > 0;) {
+#pragma unroll 1
+    for (; rest > 0 && left > 0; --rest, --left, ++stage) {
+#pragma unroll 1
+      for (int c = 0; c < kConsumers; ++c) {
+        const size_t at = stage + c % 2 * w.beside + c / 2 * w.across;
+        ptx::prefetch_bytes(w.codes + at * kCodes, kCodes);
+        ptx::prefetch_bytes(w.scale + at * w.scale_bytes, w.scale_bytes);
+      }
+    }
+    if (looked++ == kSegments || !ptx::barrier_ask(&smem.segment_full[next.stage], next.phase)) return;
+    s = smem.segment[next.stage];  // it stays: this thread has not said that it has read it
+    if (s.stages == 0 || s.phase != phase) return;
+    stage = s.weight_stage, rest = s.stages;
+    next.advance();
+  }
+}
+
 template <class C>
 __device__ void load_weights(const Layer& p, typename C::Smem& smem) {
+  constexpr uint32_t kCodes = kStageGroups * kTileBytes;
   Ring<kSegments> segments;
   Ring<C::kStages> ring, landed;
   int asked = 0, asked_before = 0, in_flight = 0;  // stages: in all, before this phase, not landed
   Phase phase = kGateUp;
+  WeightPlace w(p, kGateUp);
   Segment s;
   while (next_segment<false>(smem, segments, s)) {
-    if (s.phase != phase) phase = s.phase, asked_before = asked;
-    const Weight& w = p.weight[s.phase];
-    const uint32_t scale_bytes = kTileRows * kStageGroups * (w.scale_float ? 4 : 2);
+    if (s.phase != phase) phase = s.phase, asked_before = asked, w = WeightPlace(p, s.phase);
     const uint64_t policy = s.shared ? ptx::kEvictNormal : ptx::kEvictFirst;
-    const uint8_t* codes[kConsumers];
-    const uint8_t* scale[kConsumers];
-#pragma unroll
-    for (int c = 0; c < kConsumers; ++c) {
-      const size_t stage = (static_cast<size_t>(s.expert) * w.row_blocks + row_block(p, s, c)) *
-                               (w.groups / kStageGroups) + s.first_stage;
-      codes[c] = w.codes + stage * (kStageGroups * kTileBytes);
-      scale[c] = static_cast<const uint8_t*>(w.scale) + stage * scale_bytes;
-    }
+    const bool together = w.beside == 1 && w.across == 2;  // the four row blocks of a tile lie one behind the other
+    const uint8_t* codes = w.codes + static_cast<size_t>(s.weight_stage) * kCodes;
+    const uint8_t* scale = w.scale + static_cast<size_t>(s.weight_stage) * w.scale_bytes;
 #pragma unroll 1
-    for (int i = 0; i < s.stages; ++i, ring.advance()) {
+    for (int i = 0; i < s.stages; ++i, ring.advance(), codes += kCodes, scale += w.scale_bytes) {
       auto& stage = smem.stage[ring.stage];
       uint64_t* full = &smem.weights_full[ring.stage];
+      if (asked - asked_before == C::kStages && !ptx::barrier_ask(&smem.empty[ring.stage], ring.phase ^ 1)) {
+        prefetch_weights<C>(smem, segments, w, s, s.stages - i);  // memory would rest until other blocks' rows come
+      }
       ptx::barrier_wait(&smem.empty[ring.stage], ring.phase ^ 1);
       // More weights under way would only queue up, and a fence waits for all of them.  While a phase's first ring is
       // filled, other blocks are waiting for this one's signals and there is nothing to multiply: fewer still.
       const int most = asked - asked_before < C::kStages ? 1 : kInFlight;
+#pragma unroll 1
       for (; in_flight >= most; --in_flight, landed.advance()) {
         ptx::barrier_wait(&smem.weights_full[landed.stage], landed.phase);
       }
       ++in_flight, ++asked;
-      ptx::barrier_expect(full, kConsumers * (kStageGroups * kTileBytes + scale_bytes));
+      ptx::barrier_expect(full, kConsumers * (kCodes + w.scale_bytes));
+      if (together) {
+        ptx::copy_bytes(stage.codes, codes, kConsumers * kCodes, full, policy);
+        ptx::copy_bytes(stage.scale, scale, kConsumers * w.scale_bytes, full, policy);
+        continue;
+      }
 #pragma unroll
       for (int c = 0; c < kConsumers; ++c) {
-        ptx::copy_bytes(stage.codes[c], codes[c], kStageGroups * kTileBytes, full, policy);
-        ptx::copy_bytes(stage.scale[c], scale[c], scale_bytes, full, policy);
-        codes[c] += kStageGroups * kTileBytes;
-        scale[c] += scale_bytes;
+        const uint32_t stages = c % 2 * w.beside + c / 2 * w.across;
+        ptx::copy_bytes(stage.codes[c], codes + stages * kCodes, kCodes, full, policy);
+        ptx::copy_bytes(stage.scale + c * w.scale_bytes, scale + stages * w.scale_bytes, w.scale_bytes, full, policy);
       }
     }
   }
@@ -116,6 +157,73 @@ __device__ void load_activations(const Layer& p, typename C::Smem& smem, const S
             ptx::copy_bytes(stage.x[g] + b * 1024, from + g * 1024, 1024, full, ptx::kEvictNormal);
           }
         }
+      }
+    }
+  }
+}
+
+// The same for few pairs, by a whole warp: asks for the words of rows until they are there.  As many stages at once as
+// are free and as a lane's registers hold, so that the first ones do not come one latency after the other.
+template <class C>
+__device__ void ask_for_activations(typename C::Smem& smem, const FewRows& rows) {
+  static_assert(C::kTokens == 8, "rows of a stage lie as one swizzle atom a group");
+  constexpr int kRowPieces = kStageGroups * kTileCols / 16;  // pieces of sixteen bytes of a row in a stage
+  constexpr int kHeld = C::kTokens * kRowPieces / 32;        // of all rows, a lane
+  const int lane = threadIdx.x % 32;
+  Ring<kSegments> segments;
+  Ring<C::kStages> ring;
+  Segment s;
+  while (next_segment<true>(smem, segments, s)) {
+    const uint32_t* first = s.phase == kGateUp ? rows.x[s.first_row] : rows.activated[s.first_row];
+    const int pitch = (s.phase == kGateUp ? kFewHidden : kFewInner) / 4;
+    const int inverse = (63 + s.tokens) / s.tokens;  // each / tokens = each * inverse >> 6, for both up to eight
+    int stage_of[kHeld], from[kHeld], to[kHeld];  // this lane's pieces: words from `first`, bytes in a stage's x
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      const int each = (i * 32 + lane) / kRowPieces, piece = lane % kRowPieces;
+      stage_of[i] = each * inverse >> 6;
+      const int row = each - stage_of[i] * s.tokens;
+      from[i] = row * pitch + (s.first_stage + stage_of[i]) * (kRowPieces * 4) + piece * 4;
+      to[i] = piece / 8 * 1024 + row * kTileCols + (piece % 8 ^ row) * 16;
+    }
+    const uint32_t* own_scale = &rows.scale[s.phase][s.first_row + lane];
+    uint32_t scale = lane < s.tokens ? kAbsent : 0;
+    const int most = C::kTokens * inverse >> 6;
+#pragma unroll 1
+    for (int done = 0, here; done < s.stages; done += here, first += here * (kRowPieces * 4)) {
+      ptx::barrier_wait(&smem.empty[ring.stage], ring.phase ^ 1);
+      Ring<C::kStages> next = ring;
+      next.advance();
+      for (here = 1; here < min(most, s.stages - done); ++here, next.advance()) {
+        const uint32_t free = ptx::barrier_ask(&smem.empty[next.stage], next.phase ^ 1);
+        if (!__all_sync(~0u, free != 0)) break;
+      }
+      uint4 v[kHeld];
+      bool there;
+      do {
+        if (scale == kAbsent) scale = look_at(own_scale);
+#pragma unroll
+        for (int i = 0; i < kHeld; ++i) {
+          v[i] = stage_of[i] < here ? look_at_four(reinterpret_cast<const uint4*>(first + from[i])) : uint4{};
+        }
+        there = scale != kAbsent;
+#pragma unroll
+        for (int i = 0; i < kHeld; ++i) there &= all_there(v[i]);
+      } while (!__all_sync(~0u, there));
+#pragma unroll
+      for (int i = 0; i < kHeld; ++i) {
+        if (stage_of[i] >= here) continue;
+        const int slot = ring.stage + stage_of[i];
+        auto& stage = smem.stage[slot < C::kStages ? slot : slot - C::kStages];
+        *reinterpret_cast<uint4*>(stage.x[0] + to[i]) = v[i];
+      }
+      for (int i = 0, slot = ring.stage; i < here; ++i, slot = slot + 1 < C::kStages ? slot + 1 : 0) {
+        if (lane < s.tokens) smem.stage[slot].x_scale[lane] = __uint_as_float(scale);
+      }
+      asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // wgmma reads what these threads have stored
+      __syncwarp();
+      for (int i = 0; i < here; ++i, ring.advance()) {
+        if (lane == 0) ptx::barrier_arrive(&smem.x_full[ring.stage]);
       }
     }
   }

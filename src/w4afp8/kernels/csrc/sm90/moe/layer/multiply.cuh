@@ -8,10 +8,31 @@
 
 namespace w4afp8::moe::layer {
 
+// What a consumer thread knows for the whole kernel; the addresses are in shared memory.
 struct Place {
   int consumer, thread;
-  uint32_t codes, scale;  // this thread's pieces in stage 0, shared addresses
+  uint32_t codes, scale;     // its codes in stage 0; the stage's scales (where its own are depends on their type)
+  uint32_t staged, fetched;  // of a down tile on its way out: where its column is stored, which bytes it takes
+  int out;                   // and where these go, from the tile's first value in `down`
 };
+
+template <class C>
+__device__ __forceinline__ Place find_place(const typename C::Smem& smem, int hidden) {
+  Place at;
+  at.consumer = __shfl_sync(~0u, threadIdx.x / 128, 0);
+  at.thread = threadIdx.x % 128;
+  at.codes = ptx::shared_address(smem.stage[0].codes[at.consumer]) + at.thread * 16;
+  at.scale = ptx::shared_address(smem.stage[0].scale);
+  const int warp = at.thread / 32, lane = at.thread % 32;
+  const uint32_t staging = ptx::shared_address(smem.out[at.consumer][warp]);
+  const auto place = [&](int token, int half) { return staging + token * 32 + (half ^ token / 4 % 2) * 16; };  // banks
+  at.staged = place(lane % 8, lane / 8 % 2);
+  at.fetched = place(lane / 2, lane % 2);
+  at.out = lane / 2 * hidden + at.consumer * kTileRows + warp * 16 + lane % 2 * 8;
+  // Opaque to the compiler, which would otherwise compute all this again for every tile.
+  asm volatile("" : "+r"(at.codes), "+r"(at.scale), "+r"(at.staged), "+r"(at.fetched), "+r"(at.out));
+  return at;
+}
 
 // One group of 128 inputs: A fragments of four multiplies.
 __device__ __forceinline__ void unpack_group(uint32_t (&a)[16], uint32_t codes) {
@@ -62,7 +83,8 @@ __device__ __forceinline__ void multiply(const Layer& p, typename C::Smem& smem,
   const bool scale_float = p.weight[s.phase].scale_float;
 #pragma unroll
   for (int i = 0; i < kTokens / 2; ++i) acc[i] = 0.0f;
-  const uint32_t thread_scale = at.scale + at.thread / 4 * (scale_float ? 8 : 4);
+  const uint32_t thread_scale =
+      at.scale + (at.consumer * (kStageGroups * kTileRows / 2) + at.thread / 4) * (scale_float ? 8 : 4);
 #pragma unroll 1
   for (int i = 0; i < s.stages; ++i, ring.advance()) {
     auto& stage = smem.stage[ring.stage];
@@ -74,6 +96,8 @@ __device__ __forceinline__ void multiply(const Layer& p, typename C::Smem& smem,
     ptx::barrier_wait(&smem.x_full[ring.stage], ring.phase);
     multiply_group<kTokens>(even, first, stage.x[0]);
     unpack_group(second, at.codes + offset + kTileBytes);  // beside the multiply
+#pragma unroll
+    for (int j = 0; j < 16; ++j) ptx::pin(second[j]);  // else some of it slips between the second group's multiplies
     const float2 scale_even = load_scale(thread_scale + offset, 0, scale_float);
     const float2 scale_odd = load_scale(thread_scale + offset, 1, scale_float);
     multiply_group<kTokens>(odd, second, stage.x[1]);

@@ -15,16 +15,17 @@ template <int kTokens>
 __device__ void make_plan(const Layer& p, Plan& plan) {
   const Routing& r = p.routing;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, pairs = r.tokens * r.top_k;
+  const int first = static_cast<int>(threadIdx.x) < pairs ? expert_of(r, threadIdx.x) : 0;  // under way over the barrier
   for (int e = threadIdx.x; e < kMaxExperts; e += kThreads) plan.count[e] = 0;
   __syncthreads();
   for (int pair = threadIdx.x; pair < pairs; pair += kThreads) {
-    const int e = expert_of(r, pair);
+    const int e = pair < kThreads ? first : expert_of(r, pair);
     plan.id[pair] = static_cast<uint16_t>(e);
     if (e < r.experts) atomicAdd(&plan.count[e], 1u);
   }
   __syncthreads();
   // One running sum of four numbers: rows, eights of rows, runs, experts.
-  static_assert(kThreads >= kMaxExperts, "a thread an expert");
+  static_assert(kThreads >= kMaxExperts && kThreads <= 1024, "a thread an expert, a lane a warp");
   const int e = threadIdx.x;
   const uint32_t rows = e < kMaxExperts ? plan.count[e] : 0;
   const uint64_t own = rows | uint64_t{(rows + 7) / 8} << 16 | uint64_t{(rows + kTokens - 1) / kTokens} << 32 |
@@ -32,7 +33,10 @@ __device__ void make_plan(const Layer& p, Plan& plan) {
   uint64_t sum = running_sum(own);
   if (lane == 31) plan.warp_total[warp] = sum;
   __syncthreads();
-  for (int w = 0; w < warp; ++w) sum += plan.warp_total[w];
+  uint64_t left = lane < warp ? plan.warp_total[lane] : 0;  // of the warps before this one
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) left += __shfl_xor_sync(~0u, left, step);
+  sum += left;
   const uint64_t before = sum - own;
   if (e < kMaxExperts) {
     plan.expert_row[e] = static_cast<uint16_t>(before);
@@ -49,6 +53,7 @@ __device__ void make_plan(const Layer& p, Plan& plan) {
   if (threadIdx.x == kThreads - 1) {
     plan.active = static_cast<int>(sum >> 48);
     plan.runs = static_cast<int>(sum >> 32 & 0xffff);
+    plan.local = static_cast<int>(sum & 0xffff);
   }
   __syncthreads();
 }
@@ -68,19 +73,24 @@ struct Shares {
     more = units - each * blocks;
   }
   __device__ int begin(int c) const { return c * each + min(c, more); }
+  // The first block whose share begins at `unit` or later.
+  __device__ int block_from(int unit) const {
+    const int larger = more * (each + 1);  // units of the blocks that have one more
+    return unit <= larger ? (unit + each) / (each + 1) : more + (unit - larger + each - 1) / each;
+  }
 };
 
-// The row block of a consumer's weights; a down tile that ends beyond the last repeats the last.
-__device__ __forceinline__ int row_block(const Layer& p, const Segment& s, int consumer) {
-  if (s.phase == kGateUp) return consumer / 2 * (p.inner / kTileRows) + s.row_tile * 2 + consumer % 2;
-  return min(s.row_tile * kConsumers + consumer, p.weight[kDown].row_blocks - 1);
+// Whether a block completes no more than two or three gate_up tiles.
+__device__ __forceinline__ bool tiles_are_few(const Layer& p, const Plan& plan) {
+  return plan.runs * p.row_tiles[kGateUp] <= 2 * static_cast<int>(gridDim.x);
 }
 
-// One block's walk over its segments.
+// One block's walk over its segments.  One thread takes it, and a block may ask for a tile every microsecond: a step
+// divides and searches nothing.
 template <int kTokens>
 class Walk {
  public:
-  __device__ Walk(const Layer& p, const Plan& plan) : p_(p), plan_(plan) { enter(kGateUp); }
+  __device__ Walk(const Layer& p, const Plan& plan) : p_(p), plan_(plan), shares_(p, plan, kGateUp) { enter(kGateUp); }
 
   __device__ bool next(Segment& s) {
     if (unit_ >= unit_end_) {
@@ -88,15 +98,26 @@ class Walk {
       enter(kDown);
       if (unit_ >= unit_end_) return false;
     }
-    const int tile = unit_ / stages_, first = unit_ - tile * stages_;
-    const int count = min(stages_ - first, unit_end_ - unit_);
+    const int count = min(stages_ - stage_, unit_end_ - unit_);
     s.phase = phase_;
-    s.first_stage = first;
     s.stages = count;
-    s.owner = first == 0;
-    s.end_unit = count < stages_ ? (tile + 1) * stages_ : 0;
-    place(tile, s);
+    s.row_tile = row_tile_;
+    s.weight_stage = weight_stage_ + row_tile_ * tile_stages_ + stage_;
+    s.run = first_run_ + run_;
+    s.first_row = first_row_ + run_ * kTokens;
+    s.block8 = block8_ + run_ * (kTokens / 8);
+    s.tokens = min(kTokens, rows_ - run_ * kTokens);
+    s.first_stage = stage_;
+    s.owner = stage_ == 0;
+    s.peers = s.owner && count < stages_ ? shares_.block_from(unit_ + stages_) - 1 - static_cast<int>(blockIdx.x) : 0;
+    s.shared = runs_ > 1;
     unit_ += count;
+    stage_ = 0;  // whoever stops inside a tile has nothing more in this phase
+    if (++run_ < runs_) return true;
+    run_ = 0;  // runs that share weights are neighbours
+    if (++row_tile_ < row_tiles_) return true;
+    row_tile_ = 0;
+    if (unit_ < unit_end_) stand_in(slot_ + 1);
     return true;
   }
 
@@ -105,40 +126,47 @@ class Walk {
     phase_ = phase;
     row_tiles_ = p_.row_tiles[phase];
     stages_ = p_.stages[phase];
-    const Shares shares(p_, plan_, phase);
-    unit_ = shares.begin(blockIdx.x);
-    unit_end_ = shares.begin(blockIdx.x + 1);
+    // A gate_up tile takes two neighbouring row blocks of each half, a down tile four.
+    tile_stages_ = (phase == kGateUp ? kConsumers / 2 : kConsumers) * stages_;
+    expert_stages_ = p_.weight[phase].row_blocks * stages_;
+    shares_ = Shares(p_, plan_, phase);
+    unit_ = shares_.begin(blockIdx.x);
+    unit_end_ = shares_.begin(blockIdx.x + 1);
+    if (unit_ >= unit_end_) return;
+    const int tile = unit_ / stages_;
+    stage_ = unit_ - tile * stages_;
     int low = 0, high = plan_.active - 1;  // the slot of the first tile
     while (low < high) {
       const int middle = (low + high) / 2;
-      if (plan_.run_end[middle] * row_tiles_ * stages_ > unit_) {
+      if (plan_.run_end[middle] * row_tiles_ > tile) {
         high = middle;
       } else {
         low = middle + 1;
       }
     }
-    slot_ = low;
+    stand_in(low);
+    const int local = tile - first_run_ * row_tiles_;
+    row_tile_ = local / runs_;
+    run_ = local - row_tile_ * runs_;
   }
 
-  __device__ void place(int tile, Segment& s) {
-    while (tile >= plan_.run_end[slot_] * row_tiles_) ++slot_;
-    const int first_run = slot_ == 0 ? 0 : plan_.run_end[slot_ - 1];
-    const int runs = plan_.run_end[slot_] - first_run;
-    const int local = tile - first_run * row_tiles_;
-    s.row_tile = runs == 1 ? local : local / runs;  // runs that share weights are neighbours
-    const int run = runs == 1 ? 0 : local - s.row_tile * runs;
-    s.expert = plan_.expert[slot_];
-    s.run = first_run + run;
-    s.first_row = plan_.first_row[slot_] + run * kTokens;
-    s.block8 = plan_.block8[slot_] + run * (kTokens / 8);
-    s.tokens = min(kTokens, plan_.rows[slot_] - run * kTokens);
-    s.shared = runs > 1;
+  __device__ void stand_in(int slot) {
+    slot_ = slot;
+    first_run_ = slot == 0 ? 0 : plan_.run_end[slot - 1];
+    runs_ = plan_.run_end[slot] - first_run_;
+    rows_ = plan_.rows[slot];
+    first_row_ = plan_.first_row[slot];
+    block8_ = plan_.block8[slot];
+    weight_stage_ = plan_.expert[slot] * expert_stages_;
   }
 
   const Layer& p_;
   const Plan& plan_;
+  Shares shares_;
   Phase phase_;
-  int row_tiles_, stages_, unit_, unit_end_, slot_;
+  int row_tiles_, stages_, tile_stages_, expert_stages_;
+  int unit_, unit_end_, stage_ = 0, row_tile_ = 0, run_ = 0;
+  int slot_, first_run_, runs_, rows_, first_row_, block8_, weight_stage_;  // the expert it stands in
 };
 
 }  // namespace w4afp8::moe::layer

@@ -30,7 +30,8 @@ __device__ __forceinline__ void read_token(const Layer& p, int token, Token& hel
 
 // All consumers: finds the rows of the token's pairs and writes a part of its e4m3 row to each of them.
 template <class C>
-__device__ void quantize_token(const Layer& p, typename C::Smem& smem, int token, int part, const Token& held) {
+__device__ void quantize_token(const Layer& p, typename C::Smem& smem, FewRows* few, int token, int part,
+                               const Token& held) {
   const Routing& r = p.routing;
   const Plan& plan = smem.plan;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -53,7 +54,7 @@ __device__ void quantize_token(const Layer& p, typename C::Smem& smem, int token
     for (int step = 16; step > 0; step /= 2) rank += __shfl_xor_sync(~0u, rank, step);
     if (lane == 0) {
       const bool here = e < r.experts;
-      smem.token_rows[choice] = here ? plan.expert_block8[e] * 8 + rank : -1;
+      smem.token_rows[choice] = !here ? -1 : rank + (few != nullptr ? plan.expert_row[e] : plan.expert_block8[e] * 8);
       r.rows[pair] = here ? plan.expert_row[e] + rank : -1;
     }
   }
@@ -69,7 +70,12 @@ __device__ void quantize_token(const Layer& p, typename C::Smem& smem, int token
     const uint2 bytes = to_e4m3(x, divide);
     for (int i = 0; i < r.top_k; ++i) {
       const int place = smem.token_rows[i];
-      if (place >= 0) *reinterpret_cast<uint2*>(p.q[kGateUp] + q_offset(place, groups, at)) = bytes;
+      if (place < 0) continue;
+      if (few != nullptr) {
+        leave_two(&few->x[place][at / 4], bytes);  // e4m3 made from a number or a NaN is never 0xff
+      } else {
+        *reinterpret_cast<uint2*>(p.q[kGateUp] + q_offset(place, groups, at)) = bytes;
+      }
     }
   };
 #pragma unroll
@@ -79,14 +85,20 @@ __device__ void quantize_token(const Layer& p, typename C::Smem& smem, int token
   }
   more(write);
   if (threadIdx.x < r.top_k && smem.token_rows[threadIdx.x] >= 0) {
-    p.q_scale[kGateUp][smem.token_rows[threadIdx.x]] = scale;
+    const int place = smem.token_rows[threadIdx.x];
+    if (few != nullptr) {
+      leave_word(&few->scale[kGateUp][place], never_absent(scale));
+    } else {
+      p.q_scale[kGateUp][place] = scale;
+    }
   }
   ptx::named_barrier(15, kConsumerThreads);
 }
 
 // One warpgroup: requantizes the activated rows of a run, whose largest values are known.  A warp takes 128 values of a
 // row at a time and has several such loads under way.
-__device__ __forceinline__ void quantize_run(const Layer& p, const Segment& s, const uint32_t* largest, int thread) {
+__device__ __forceinline__ void quantize_run(const Layer& p, const Segment& s, const uint32_t* largest, FewRows* few,
+                                             int thread) {
   constexpr int kAtOnce = 4;
   const int lane = thread % 32, groups = p.weight[kDown].groups, pieces = s.tokens * groups;
   const float* fixed = p.static_scale[kDown];
@@ -107,10 +119,16 @@ __device__ __forceinline__ void quantize_run(const Layer& p, const Segment& s, c
       const float real = fixed != nullptr ? scale[i] : __fdiv_rn(fmaxf(scale[i], kSmallestAmax), kLargest);
       const Divisor divide(real);
       const float2 low = {divide(x[i].x), divide(x[i].y)}, high = {divide(x[i].z), divide(x[i].w)};
-      *reinterpret_cast<uint32_t*>(p.q[kDown] + q_offset(place, groups, piece % groups * 128 + lane * 4)) =
-          __nv_cvt_float2_to_fp8x2(low, __NV_SATFINITE, __NV_E4M3) |
-          uint32_t{__nv_cvt_float2_to_fp8x2(high, __NV_SATFINITE, __NV_E4M3)} << 16;
-      if (lane == 0 && piece % groups == 0) p.q_scale[kDown][place] = real;
+      const uint32_t bytes = __nv_cvt_float2_to_fp8x2(low, __NV_SATFINITE, __NV_E4M3) |
+                             uint32_t{__nv_cvt_float2_to_fp8x2(high, __NV_SATFINITE, __NV_E4M3)} << 16;
+      const bool begins = lane == 0 && piece % groups == 0;
+      if (few != nullptr) {
+        leave_word(&few->activated[s.first_row + row][piece % groups * 32 + lane], bytes);
+        if (begins) leave_word(&few->scale[kDown][s.first_row + row], never_absent(real));
+      } else {
+        *reinterpret_cast<uint32_t*>(p.q[kDown] + q_offset(place, groups, piece % groups * 128 + lane * 4)) = bytes;
+        if (begins) p.q_scale[kDown][place] = real;
+      }
     }
   }
 }

@@ -16,12 +16,55 @@ __device__ __forceinline__ void await(const uint32_t* word, uint32_t value) {
 __device__ __forceinline__ void release_add(uint32_t* word) {
   asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(word) : "memory");
 }
+__device__ __forceinline__ void add(uint32_t* word) {  // orders nothing
+  asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(word) : "memory");
+}
 // How many had added before.
 __device__ __forceinline__ uint32_t exchange_add(uint32_t* word) {
   uint32_t before;
   asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(word) : "memory");
   return before;
 }
+
+// Values that are their own signal: memory between launches is full of a word that no value has, a reader asks until
+// it finds another, and puts the word back.  No fence, and nobody waits but the reader.
+constexpr uint32_t kAbsent = 0xffffffffu;  // a NaN, and not the one that arithmetic makes (0x7fffffff)
+
+__device__ __forceinline__ uint32_t never_absent(float v) {
+  return __float_as_uint(v) == kAbsent ? 0x7fffffffu : __float_as_uint(v);
+}
+__device__ __forceinline__ void leave_four(uint4* place, const float* v) {
+  asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(place), "r"(never_absent(v[0])),
+               "r"(never_absent(v[1])), "r"(never_absent(v[2])), "r"(never_absent(v[3]))
+               : "memory");
+}
+__device__ __forceinline__ void leave_words(void* place, int4 v) {
+  asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(place), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
+}
+__device__ __forceinline__ uint4 look_at_four(const uint4* place) {
+  uint4 v;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(place)
+               : "memory");
+  return v;
+}
+__device__ __forceinline__ void leave_word(uint32_t* place, uint32_t v) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(place), "r"(v) : "memory");
+}
+__device__ __forceinline__ void leave_two(uint32_t* place, uint2 v) {
+  asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1, %2};" ::"l"(place), "r"(v.x), "r"(v.y) : "memory");
+}
+__device__ __forceinline__ uint32_t look_at(const uint32_t* place) {
+  uint32_t v;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(place) : "memory");
+  return v;
+}
+__device__ __forceinline__ bool all_there(uint4 v) {
+  return v.x != kAbsent && v.y != kAbsent && v.z != kAbsent && v.w != kAbsent;
+}
+
 // Between an acquire and the copy engine's reads of what others had stored.  The stores of a whole block are released
 // by one thread after a barrier: a fence in every thread would wait for the weights under way.
 __device__ __forceinline__ void expect_from_stores() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
