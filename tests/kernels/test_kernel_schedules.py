@@ -28,7 +28,8 @@ def test_a_row_says_what_its_instance_compiles(row):
     assert int(consumers) == row.consumers
     assert max(map(int, counts.split(","))) == row.max_tokens
     assert int(stage_groups) == row.stage_groups
-    assert flags[0].startswith(", true") == row.group_scale
+    group_scale, cluster, *_ = [word.strip() for word in flags[0].split(",")[1:]] + ["false", "1"][flags[0].count(",") :]
+    assert (group_scale == "true", int(cluster)) == (row.group_scale, row.cluster)
     assert f"launch_{row.kernel}(" in text
 
 

@@ -47,6 +47,17 @@ __device__ __forceinline__ void copy_box(void* shared, const CUtensorMap* map, i
       : "memory");
 }
 
+// The same box to the same place in every block of the cluster that `blocks` names by a bit, reported to the barrier at
+// the same place in each.
+__device__ __forceinline__ void copy_box_to_all(void* shared, const CUtensorMap* map, int c0, int c1, int c2,
+                                                uint64_t* barrier, uint16_t blocks, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint "
+      "[%0], [%1, {%3, %4, %5}], [%2], %6, %7;" ::"r"(shared_address(shared)),
+      "l"(map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2), "h"(blocks), "l"(policy)
+      : "memory");
+}
+
 // Contiguous bytes, a multiple of 16, from and to multiples of 16.
 __device__ __forceinline__ void copy_bytes(void* shared, const void* global, uint32_t bytes, uint64_t* barrier,
                                            uint64_t policy) {

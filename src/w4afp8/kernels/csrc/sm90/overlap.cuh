@@ -15,7 +15,7 @@ __device__ __forceinline__ void wait_for_previous() {
 enum class Residence { kAny, kTogether };  // whether blocks may wait for each other, so that all must run at once
 
 // Host: launch a kernel that calls wait_for_previous.
-template <Residence kResidence = Residence::kAny, class... Parameters, class... Arguments>
+template <Residence kResidence = Residence::kAny, int kCluster = 1, class... Parameters, class... Arguments>
 cudaError_t launch_overlapped(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared, cudaStream_t stream,
                               Arguments&&... arguments) {
   cudaLaunchConfig_t config{};
@@ -23,13 +23,17 @@ cudaError_t launch_overlapped(void (*kernel)(Parameters...), dim3 grid, int thre
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared;
   config.stream = stream;
-  cudaLaunchAttribute attributes[2]{};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeCooperative;
-  attributes[1].val.cooperative = 1;
+  cudaLaunchAttribute attributes[3]{};
+  int count = 0;
+  const auto add = [&](cudaLaunchAttributeID id) -> cudaLaunchAttributeValue& {
+    attributes[count].id = id;
+    return attributes[count++].val;
+  };
+  add(cudaLaunchAttributeProgrammaticStreamSerialization).programmaticStreamSerializationAllowed = 1;
+  if (kResidence == Residence::kTogether) add(cudaLaunchAttributeCooperative).cooperative = 1;
+  if (kCluster > 1) add(cudaLaunchAttributeClusterDimension).clusterDim = {kCluster, 1, 1};
   config.attrs = attributes;
-  config.numAttrs = kResidence == Residence::kTogether ? 2 : 1;
+  config.numAttrs = count;
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 

@@ -22,7 +22,8 @@ __device__ void produce(const Arguments& args, typename C::Smem& smem) {
   const Params& p = args.p;
   const int bytes = C::kStageGroups * (C::kConsumers * (kTileBytes + kTileRows * (p.weight_scale_float ? 4 : 2)) +
                                        C::kMaxTokens * kTileCols);
-  Walk walk(smem.plan, p, C::kMaxTokens, C::kStageGroups);
+  Walk<C::kCluster> walk(smem.plan, p, C::kMaxTokens, C::kStageGroups);
+  const int rank = Team<C::kCluster>::rank();
   const bool token_scales = p.x_scale_stride == 1 && !C::kGroupScale;
   Ring<C::kStages> ring;
   Ring<2> tile;
@@ -42,9 +43,16 @@ __device__ void produce(const Arguments& args, typename C::Smem& smem) {
       uint64_t* full = &smem.full[ring.stage];
       ptx::barrier_wait(&smem.empty[ring.stage], ring.phase ^ 1);
       ptx::barrier_expect(full, bytes);
+      if constexpr (C::kCluster > 1) ptx::barrier_arrive_at(&smem.peer_free[ring.stage], rank ^ 1);
       ptx::copy_box(smem.codes[ring.stage], &args.codes_map, 0, g * 32, first_block, s.expert, full, policy);
       ptx::copy_box(smem.scale[ring.stage].bytes, &args.scale_map, g * kTileRows, first_block, s.expert, full, policy);
-      ptx::copy_box(smem.x[ring.stage], &args.x_map, 0, s.first_row, g, full, ptx::kEvictNormal);
+      if constexpr (C::kCluster == 1) {
+        ptx::copy_box(smem.x[ring.stage], &args.x_map, 0, s.first_row, g, full, ptx::kEvictNormal);
+      } else {  // one group of the stage for both blocks; the other block sends the other group
+        ptx::barrier_wait(&smem.peer_free[ring.stage], ring.phase);
+        ptx::copy_box_to_all(smem.x[ring.stage][rank], &args.x_map, 0, s.first_row, g + rank, full,
+                             (1 << C::kCluster) - 1, ptx::kEvictNormal);
+      }
     }
   }
   if (C::kStageGroups == 2 && !args.looks_ahead) return;
@@ -107,10 +115,12 @@ __global__ void __launch_bounds__(C::kThreads, 1) kernel(const __grid_constant__
       ptx::barrier_init(&smem.scales_full[i], 1);
       ptx::barrier_init(&smem.scales_empty[i], 4 * C::kConsumers);
     }
+    for (int i = 0; C::kCluster > 1 && i < C::kStages; ++i) ptx::barrier_init(&smem.peer_free[i], 1);
     ptx::barrier_init_fence();
   }
+  if constexpr (C::kCluster > 1) ptx::cluster_barrier();  // the other block's barriers are there to be arrived at
   wait_for_previous();
-  const int row_tiles = divide_up(args.p.rows, kTileRows * C::kConsumers);
+  const int row_tiles = divide_up(args.p.rows, kTileRows * C::kConsumers * C::kCluster);
   make_plan<C::kThreads>(args.p, row_tiles, C::kMaxTokens, smem.plan);
 
   if (warp >= 4 * C::kConsumers) {
@@ -119,7 +129,7 @@ __global__ void __launch_bounds__(C::kThreads, 1) kernel(const __grid_constant__
   } else {
     if constexpr (C::kMovesRegisters) ptx::registers_take<C::kConsumerRegisters>();
     const Place at = find_place<C>(smem, args.p.weight_scale_float);
-    Walk walk(smem.plan, args.p, C::kMaxTokens, C::kStageGroups);
+    Walk<C::kCluster> walk(smem.plan, args.p, C::kMaxTokens, C::kStageGroups);
     Pipeline<C> pipe;
     Ring<2> tile;
     Segment s;
@@ -130,6 +140,10 @@ __global__ void __launch_bounds__(C::kThreads, 1) kernel(const __grid_constant__
       C::Tokens::dispatch(s.tokens, [&]<int kTokens>() { consume<C, kTokens>(args, smem, pipe, tile, s, at); });
       more = walk.next(s);
     }
+  }
+  if constexpr (C::kCluster > 1) {  // no block leaves while the other may still write to it
+    __syncwarp();
+    ptx::cluster_barrier();
   }
 }
 

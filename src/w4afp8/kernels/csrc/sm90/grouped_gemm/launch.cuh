@@ -42,7 +42,7 @@ const char* describe_all(Arguments& args) {
   const cuuint64_t tokens = p.tokens, experts = p.experts, cols = p.cols;
   const int scale_bytes = p.weight_scale_float ? 4 : 2;
   const Array x{p.x, CU_TENSOR_MAP_DATA_TYPE_UINT8, 3, {kTileCols, tokens, groups}, {cols, kTileCols},
-                {kTileCols, C::kMaxTokens, C::kStageGroups}, CU_TENSOR_MAP_SWIZZLE_128B};
+                {kTileCols, C::kMaxTokens, C::kStageGroups / C::kCluster}, CU_TENSOR_MAP_SWIZZLE_128B};
   const Array codes{p.codes, CU_TENSOR_MAP_DATA_TYPE_UINT8, 4, {128, 32 * groups, blocks, experts},
                     {128, groups * kTileBytes, blocks * groups * kTileBytes},
                     {128, 32 * C::kStageGroups, C::kConsumers, 1}, CU_TENSOR_MAP_SWIZZLE_NONE};
@@ -60,6 +60,30 @@ const char* describe_all(Arguments& args) {
   return wrong;
 }
 
+// The largest grid of whole clusters of this kernel that runs at once, at most `blocks`: split tiles wait for other blocks.
+template <class C>
+cudaError_t clusters_at_once(size_t shared, int blocks, int* found) {
+  static int clusters = 0;  // of one kernel on one kind of device
+  if (clusters == 0) {
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(blocks / C::kCluster * C::kCluster);
+    config.blockDim = dim3(C::kThreads);
+    config.dynamicSmemBytes = shared;
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {C::kCluster, 1, 1};
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    int most = 0;
+    const cudaError_t error = cudaOccupancyMaxActiveClusters(&most, kernel<C>, &config);
+    if (error != cudaSuccess) return error;
+    if (most == 0) return cudaErrorLaunchOutOfResources;
+    clusters = most;
+  }
+  *found = min(clusters, blocks / C::kCluster) * C::kCluster;
+  return cudaSuccess;
+}
+
 template <class C>
 const char* launch(const Params& p, cudaStream_t stream) {
   constexpr size_t kShared = sizeof(typename C::Smem);
@@ -67,6 +91,9 @@ const char* launch(const Params& p, cudaStream_t stream) {
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, device);
   if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
+  if constexpr (C::kCluster > 1) {
+    if (error == cudaSuccess) error = clusters_at_once<C>(kShared, blocks, &blocks);
+  }
   if (error != cudaSuccess) return cudaGetErrorString(error);
   Arguments args{};
   args.p = p;
@@ -80,7 +107,7 @@ const char* launch(const Params& p, cudaStream_t stream) {
                                   &args.ready, &args.partial);
     if (wrong != nullptr) return wrong;
   }
-  error = launch_overlapped(kernel<C>, blocks, C::kThreads, kShared, stream, args);
+  error = launch_overlapped<Residence::kAny, C::kCluster>(kernel<C>, blocks, C::kThreads, kShared, stream, args);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 

@@ -1,9 +1,10 @@
 // Which tile a block works on next.  A tile is (expert, block of rows, run of tokens); tiles are counted from the expert
 // offsets on the device, so nothing waits for the host.
 //
-// Whole waves of tiles go round robin.  What is left, less than one tile a block, is split along K: block c takes the
+// A team is a block, or the blocks of a cluster; the tiles of a team's blocks lie side by side, and count as one tile.
+// Whole waves of tiles go round robin.  What is left, less than one tile a team, is split along K: team c takes the
 // c-th equal share of the remaining (tile, group) pairs.  A tile's first share owns it: the others leave float partial
-// sums, and the owner adds them in block order, so the result is the same on every run.
+// sums, and the owner adds them in the teams' order, so the result is the same on every run.
 #pragma once
 #include "config.h"
 #include "params.h"
@@ -14,9 +15,17 @@ struct Segment {
   int expert, row_tile;
   int first_row, tokens;         // rows of x
   int first_group, groups;       // along K
-  int first_peer, end_peer;      // blocks whose partial sums complete this tile; empty when none do
+  int first_peer, end_peer;      // teams whose partial sums complete this tile; empty when none do
   bool owner;
   bool shared;                   // other tiles read the same weights
+};
+
+// The blocks that walk as one: a cluster, or a block alone.  Its blocks take neighbouring row tiles of the same tokens.
+template <int kSize>
+struct Team {
+  __device__ static int index() { return kSize == 1 ? blockIdx.x : blockIdx.x / kSize; }
+  __device__ static int count() { return kSize == 1 ? gridDim.x : gridDim.x / kSize; }
+  __device__ static int rank() { return kSize == 1 ? 0 : blockIdx.x % kSize; }
 };
 
 __device__ __forceinline__ int divide_up(int a, int b) { return (a + b - 1) / b; }
@@ -71,19 +80,22 @@ __device__ void make_plan(const Params& p, int row_tiles, int max_tokens, Expert
   __syncthreads();
 }
 
-// One block's walk over its segments; every thread that follows it sees the same ones.  Along K it counts in stages of
+// One team's walk over its segments; every thread that follows it sees the same ones.  Along K it counts in stages of
 // `stage_groups` scale groups.
+template <int kTeamSize>
 class Walk {
+  using Own = Team<kTeamSize>;
+
  public:
   __device__ Walk(const ExpertPlan& plan, const Params& p, int max_tokens, int stage_groups)
-      : plan_(plan), max_tokens_(max_tokens), stage_groups_(stage_groups), stages_(p.cols / kTileCols / stage_groups),
-        tile_(blockIdx.x) {
-    const int blocks = gridDim.x;
-    whole_ = p.split_groups > 0 ? plan.tiles / blocks * blocks : plan.tiles;
+      : plan_(plan), max_tokens_(max_tokens), stage_groups_(stage_groups),
+        stages_(p.cols / kTileCols / stage_groups), tile_(Own::index()) {
+    const int teams = Own::count();
+    whole_ = p.split_groups > 0 ? plan.tiles / teams * teams : plan.tiles;
     const int rest = plan.tiles - whole_;
     units_ = rest * stages_;
-    workers_ = p.split_groups > 0 ? min(blocks, max(rest, units_ * stage_groups / p.split_groups)) : 1;
-    const int c = blockIdx.x;
+    workers_ = p.split_groups > 0 ? min(teams, max(rest, units_ * stage_groups / p.split_groups)) : 1;
+    const int c = Own::index();
     unit_ = c < workers_ ? share(c) : units_;
     unit_end_ = c < workers_ ? share(c + 1) : units_;
     enter(0);
@@ -96,7 +108,7 @@ class Walk {
       s.first_group = 0;
       s.groups = stages_ * stage_groups_;
       place(tile_, s);
-      tile_ += gridDim.x;
+      tile_ += Own::count();
       return true;
     }
     if (unit_ >= unit_end_) return false;
@@ -107,7 +119,7 @@ class Walk {
     s.groups = count * stage_groups_;
     s.owner = first == 0;
     if (s.owner && count < stages_) {
-      s.first_peer = s.end_peer = blockIdx.x + 1;
+      s.first_peer = s.end_peer = Own::index() + 1;
       while (s.end_peer < workers_ && share(s.end_peer) < (tile + 1) * stages_) ++s.end_peer;
     }
     place(whole_ + tile, s);
@@ -135,8 +147,9 @@ class Walk {
       enter(slot);
     }
     const int local = tile - tile_begin_;
-    s.row_tile = runs_ == 1 ? local : local / runs_;
-    const int run = runs_ == 1 ? 0 : local - s.row_tile * runs_;
+    const int row = runs_ == 1 ? local : local / runs_;
+    const int run = runs_ == 1 ? 0 : local - row * runs_;
+    s.row_tile = row * kTeamSize + Own::rank();
     s.expert = plan_.expert[slot_];
     s.shared = runs_ > 1;
     s.first_row = plan_.first_row[slot_] + run * step_;
