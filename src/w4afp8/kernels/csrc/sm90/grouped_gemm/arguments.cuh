@@ -4,15 +4,16 @@
 
 #include <cstdint>
 
+#include "config.h"
 #include "params.h"
 
 namespace w4afp8::grouped_gemm {
 
 struct Arguments {
-  CUtensorMap x_map;       // [groups][tokens][128]
-  CUtensorMap codes_map;   // [experts][row blocks][32 * groups][128]
-  CUtensorMap scale_map;   // [experts][row blocks][64 * groups]
-  CUtensorMap x_scale_map; // [tokens], used when the scale is per token
+  CUtensorMap x_map[kMostCounts];  // [groups][tokens][128], with a box for each token count
+  CUtensorMap codes_map;           // [experts][row blocks][32 * groups][128]
+  CUtensorMap scale_map;           // [experts][row blocks][64 * groups]
+  CUtensorMap x_scale_map;         // [tokens], used when the scale is per token
   Params p;
   float* partial;    // [blocks][consumers][tokens/2][128]
   uint32_t* ready;   // [blocks][consumers], zero between launches

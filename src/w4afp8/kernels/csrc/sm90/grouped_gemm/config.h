@@ -7,17 +7,28 @@ namespace w4afp8::grouped_gemm {
 constexpr int kTileRows = 64;        // output rows of one warpgroup: wgmma's M
 constexpr int kTileCols = 128;       // inputs of one step: one scale group, one 128-byte swizzled row of x
 constexpr int kTileBytes = 4096;     // codes of one tile
+constexpr int kMostCounts = 3;       // token counts of one kernel
 constexpr int kMaxExperts = 512;     // what the plan in shared memory holds
 constexpr int kSharedLimit = 232448; // of one SM90 block
 
 // The token counts (wgmma's N) a kernel can run a tile with, ascending; a tile takes the smallest that holds it.
 template <int... kCounts>
 struct TokenCounts {
+  static constexpr int kNumber = sizeof...(kCounts);
+  static constexpr int kAll[] = {kCounts...};
   static constexpr int kMax = [] {
     int most = 0;
     ((most = kCounts > most ? kCounts : most), ...);
     return most;
   }();
+  // Which count, and the count itself, a tile of so many tokens takes.
+  __device__ __forceinline__ static int index(int tokens) { return ((tokens > kCounts ? 1 : 0) + ...); }
+  __device__ __forceinline__ static int count(int tokens) {
+    int found = kMax;
+    bool done = false;
+    ((!done && tokens <= kCounts ? (done = true, found = kCounts) : 0), ...);
+    return found;
+  }
   template <class F>
   __device__ __forceinline__ static void dispatch(int tokens, F&& run) {
     bool done = false;
@@ -54,7 +65,8 @@ struct Config {
   static constexpr int kScaleBox = kMaxTokens + 4;  // scales of a tile that begins at any row, copied from a multiple of 4
 
   struct Smem {
-    alignas(1024) uint8_t x[kStages][kStageGroups][kMaxTokens * kTileCols];          // e4m3, 128-byte swizzle
+    // e4m3, 128-byte swizzle: [groups][the tile's token count][128], so what follows the last group is not written
+    alignas(1024) uint8_t x[kStages][kStageGroups * kMaxTokens * kTileCols];
     alignas(128) uint8_t codes[kStages][kConsumers][kStageGroups * kTileBytes];      // sm90 layout
     struct alignas(128) StageScale {
       uint8_t bytes[kConsumers * kStageGroups * kTileRows * 4];                      // bfloat16 or float, packed
@@ -68,6 +80,7 @@ struct Config {
   };
   static_assert(kStageGroups == 1 || kStageGroups == 2, "the consumer alternates between two sets of registers");
   static_assert(kCluster == 1 || (kCluster == 2 && kStageGroups == 2), "each block of a pair loads one group of a stage");
+  static_assert(Tokens::kNumber <= kMostCounts, "Arguments has a map for each token count");
   static_assert(kMaxTokens % 8 == 0, "x is whole swizzle atoms of eight rows");
   static_assert(sizeof(Smem) <= kSharedLimit, "this schedule does not fit one SM90 block");
 };

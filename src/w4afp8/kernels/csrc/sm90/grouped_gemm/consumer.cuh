@@ -139,7 +139,7 @@ __device__ __forceinline__ void step(float (&acc)[kTokens / 2], const Weights& n
   uint64_t* full = &smem.full[pipe.fetch.stage];
   uint32_t answer = 1;
   if constexpr (kGroup == 0 && !kEnds) answer = ptx::barrier_ask(full, pipe.fetch.phase);
-  const uint32_t x = ptx::swizzled_rows(ptx::shared_address(smem.x[pipe.use.stage][kGroup]));
+  const uint32_t x = ptx::swizzled_rows(ptx::shared_address(smem.x[pipe.use.stage]) + kGroup * (kTokens * kTileCols));
   ptx::wgmma_fence();
   ptx::Wgmma<kTokens>::template multiply<false>(product, now.a, x);
 #pragma unroll

@@ -20,8 +20,7 @@ namespace w4afp8::grouped_gemm {
 template <class C>
 __device__ void produce(const Arguments& args, typename C::Smem& smem) {
   const Params& p = args.p;
-  const int bytes = C::kStageGroups * (C::kConsumers * (kTileBytes + kTileRows * (p.weight_scale_float ? 4 : 2)) +
-                                       C::kMaxTokens * kTileCols);
+  const int weight_bytes = C::kConsumers * (kTileBytes + kTileRows * (p.weight_scale_float ? 4 : 2));
   Walk<C::kCluster> walk(smem.plan, p, C::kMaxTokens, C::kStageGroups);
   const int rank = Team<C::kCluster>::rank();
   const bool token_scales = p.x_scale_stride == 1 && !C::kGroupScale;
@@ -36,6 +35,9 @@ __device__ void produce(const Arguments& args, typename C::Smem& smem) {
                     ptx::kEvictNormal);  // copies begin at multiples of 16 bytes
       tile.advance();
     }
+    const CUtensorMap* x_map = &args.x_map[C::Tokens::index(s.tokens)];
+    const int x_bytes = C::Tokens::count(s.tokens) * kTileCols;
+    const int bytes = C::kStageGroups * (weight_bytes + x_bytes);
     const int first_block = s.row_tile * C::kConsumers;
     const uint64_t policy = s.shared ? ptx::kEvictNormal : ptx::kEvictFirst;
 #pragma unroll 1
@@ -47,10 +49,10 @@ __device__ void produce(const Arguments& args, typename C::Smem& smem) {
       ptx::copy_box(smem.codes[ring.stage], &args.codes_map, 0, g * 32, first_block, s.expert, full, policy);
       ptx::copy_box(smem.scale[ring.stage].bytes, &args.scale_map, g * kTileRows, first_block, s.expert, full, policy);
       if constexpr (C::kCluster == 1) {
-        ptx::copy_box(smem.x[ring.stage], &args.x_map, 0, s.first_row, g, full, ptx::kEvictNormal);
+        ptx::copy_box(smem.x[ring.stage], x_map, 0, s.first_row, g, full, ptx::kEvictNormal);
       } else {  // one group of the stage for both blocks; the other block sends the other group
         ptx::barrier_wait(&smem.peer_free[ring.stage], ring.phase);
-        ptx::copy_box_to_all(smem.x[ring.stage][rank], &args.x_map, 0, s.first_row, g + rank, full,
+        ptx::copy_box_to_all(smem.x[ring.stage] + rank * x_bytes, x_map, 0, s.first_row, g + rank, full,
                              (1 << C::kCluster) - 1, ptx::kEvictNormal);
       }
     }
@@ -104,7 +106,7 @@ __global__ void __launch_bounds__(C::kThreads, 1) kernel(const __grid_constant__
   auto& smem = *reinterpret_cast<typename C::Smem*>(shared);
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
   if (threadIdx.x == 0) {
-    ptx::prefetch_map(&args.x_map);
+    for (int i = 0; i < C::Tokens::kNumber; ++i) ptx::prefetch_map(&args.x_map[i]);
     ptx::prefetch_map(&args.codes_map);
     ptx::prefetch_map(&args.scale_map);
     for (int i = 0; i < C::kStages; ++i) {

@@ -41,7 +41,7 @@ const char* describe_all(Arguments& args) {
   const cuuint64_t groups = p.cols / kTileCols, blocks = p.rows / kTileRows;
   const cuuint64_t tokens = p.tokens, experts = p.experts, cols = p.cols;
   const int scale_bytes = p.weight_scale_float ? 4 : 2;
-  const Array x{p.x, CU_TENSOR_MAP_DATA_TYPE_UINT8, 3, {kTileCols, tokens, groups}, {cols, kTileCols},
+  Array x{p.x, CU_TENSOR_MAP_DATA_TYPE_UINT8, 3, {kTileCols, tokens, groups}, {cols, kTileCols},
                 {kTileCols, C::kMaxTokens, C::kStageGroups / C::kCluster}, CU_TENSOR_MAP_SWIZZLE_128B};
   const Array codes{p.codes, CU_TENSOR_MAP_DATA_TYPE_UINT8, 4, {128, 32 * groups, blocks, experts},
                     {128, groups * kTileBytes, blocks * groups * kTileBytes},
@@ -53,7 +53,11 @@ const char* describe_all(Arguments& args) {
                     {kTileRows * C::kStageGroups, C::kConsumers, 1}, CU_TENSOR_MAP_SWIZZLE_NONE};
   const Array x_scale{p.x_scale, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 1, {tokens}, {}, {C::kScaleBox},
                       CU_TENSOR_MAP_SWIZZLE_NONE};
-  const char* wrong = describe(&args.x_map, x);
+  const char* wrong = nullptr;
+  for (int i = 0; i < C::Tokens::kNumber && wrong == nullptr; ++i) {
+    x.box[1] = C::Tokens::kAll[i];
+    wrong = describe(&args.x_map[i], x);
+  }
   if (wrong == nullptr && p.x_scale_stride == 1 && !C::kGroupScale) wrong = describe(&args.x_scale_map, x_scale);
   if (wrong == nullptr) wrong = describe(&args.codes_map, codes);
   if (wrong == nullptr) wrong = describe(&args.scale_map, scale);
