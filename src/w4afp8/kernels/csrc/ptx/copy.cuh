@@ -68,6 +68,17 @@ __device__ __forceinline__ void copy_bytes(void* shared, const void* global, uin
       : "memory");
 }
 
+// Out of shared memory.  Stores are in flight until `stores_have_read` says that those this thread committed have read
+// what they store.  Before they are issued, every thread that wrote it says `stores_will_read`, and then a barrier.
+__device__ __forceinline__ void store_box(const CUtensorMap* map, const void* shared, int c0, int c1) {
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
+               "r"(shared_address(shared)), "r"(c0), "r"(c1)
+               : "memory");
+}
+__device__ __forceinline__ void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void stores_have_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+__device__ __forceinline__ void stores_will_read() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
 __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }

@@ -14,6 +14,7 @@ struct Arguments {
   CUtensorMap codes_map;           // [experts][row blocks][32 * groups][128]
   CUtensorMap scale_map;           // [experts][row blocks][64 * groups]
   CUtensorMap x_scale_map;         // [tokens], used when the scale is per token
+  CUtensorMap out_map;             // [tokens][rows] of 16-bit results, a box of eight tokens and 64 rows
   Params p;
   float* partial;    // [blocks][consumers][tokens/2][128]
   uint32_t* ready;   // [blocks][consumers], zero between launches

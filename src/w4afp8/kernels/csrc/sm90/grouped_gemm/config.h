@@ -67,11 +67,11 @@ struct Config {
   struct Smem {
     // e4m3, 128-byte swizzle: [groups][the tile's token count][128], so what follows the last group is not written
     alignas(1024) uint8_t x[kStages][kStageGroups * kMaxTokens * kTileCols];
+    alignas(1024) uint8_t out[kConsumers][kMaxTokens * kTileRows * 2];               // 16-bit results on their way, swizzled
     alignas(128) uint8_t codes[kStages][kConsumers][kStageGroups * kTileBytes];      // sm90 layout
     struct alignas(128) StageScale {
       uint8_t bytes[kConsumers * kStageGroups * kTileRows * 4];                      // bfloat16 or float, packed
     } scale[kStages];
-    alignas(128) uint8_t out[kConsumers][kMaxTokens * kTileRows * 2];                // 16-bit results on their way
     alignas(128) float x_scale[2][(kScaleBox + 31) / 32 * 32];                       // of this tile and the next
     uint64_t full[kStages], empty[kStages];
     uint64_t scales_full[2], scales_empty[2];

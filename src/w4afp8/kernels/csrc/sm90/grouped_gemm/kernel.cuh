@@ -95,7 +95,7 @@ __device__ __forceinline__ void consume(const Arguments& args, typename C::Smem&
     const int row = row_block * kTileRows + at.thread / 32 * 16 + at.thread % 32 / 4;
     store_float<kTokens>(p, acc, scale, s.first_row, s.tokens, row);
   } else {
-    store_half<kTokens>(p, acc, scale, s.first_row, s.tokens, row_block, smem.out[at.consumer], 1 + at.consumer,
+    store_half<kTokens>(args, acc, scale, s.first_row, s.tokens, row_block, smem.out[at.consumer], 1 + at.consumer,
                         at.thread);
   }
 }
@@ -142,6 +142,7 @@ __global__ void __launch_bounds__(C::kThreads, 1) kernel(const __grid_constant__
       C::Tokens::dispatch(s.tokens, [&]<int kTokens>() { consume<C, kTokens>(args, smem, pipe, tile, s, at); });
       more = walk.next(s);
     }
+    ptx::stores_have_read();
   }
   if constexpr (C::kCluster > 1) {  // no block leaves while the other may still write to it
     __syncwarp();
