@@ -43,6 +43,20 @@ def test_every_schedule_is_the_float64_product(row, counts, cols):
     assert torch.equal(found, run(problem, row))
 
 
+@pytest.mark.parametrize("row", PLAIN, ids=lambda r: f"{r.kernel}-{r.split_groups}")
+@pytest.mark.parametrize("tokens", [1, 8, 77, 641])
+def test_every_schedule_runs_without_offsets(row, tokens):
+    """As `linear` calls it: planned before the kernel before has ended, whose results are then read."""
+    problem = make([tokens], 448, 768)
+    weight, scale = reference.prepack(problem.weight.cuda(), problem.weight_scale.cuda())
+    with_offsets = run(problem, row)
+    for _ in range(3):
+        x, x_scale = (problem.x.cuda().view(torch.uint8) + 0).view(problem.x.dtype), problem.x_scale.cuda() * 1
+        poisoned = torch.full((tokens, 448), float("nan"), device="cuda", dtype=torch.bfloat16)
+        found = sm90.grouped_gemm(GemmCall(x, x_scale, weight, scale, None, torch.bfloat16, "sm90"), row, out=poisoned)
+        assert torch.equal(found, with_offsets)
+
+
 @pytest.mark.parametrize("row", GROUPED, ids=lambda r: f"{r.kernel}-{r.split_groups}")
 @pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
 def test_group_scales_are_applied(row, counts):

@@ -58,6 +58,18 @@ __device__ __forceinline__ void copy_box_to_all(void* shared, const CUtensorMap*
       : "memory");
 }
 
+// A box into L2 only.  L2 is where all writes meet, so this may run ahead of a kernel that still writes the tensor.
+__device__ __forceinline__ void prefetch_box(const CUtensorMap* map, int c0, int c1, int c2) {
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(map), "r"(c0), "r"(c1), "r"(c2)
+               : "memory");
+}
+
+__device__ __forceinline__ void prefetch_box(const CUtensorMap* map, int c0, int c1, int c2, int c3) {
+  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global.tile [%0, {%1, %2, %3, %4}];" ::"l"(map), "r"(c0), "r"(c1),
+               "r"(c2), "r"(c3)
+               : "memory");
+}
+
 // Contiguous bytes, a multiple of 16, from and to multiples of 16.
 __device__ __forceinline__ void copy_bytes(void* shared, const void* global, uint32_t bytes, uint64_t* barrier,
                                            uint64_t policy) {

@@ -65,6 +65,22 @@ __device__ void produce(const Arguments& args, typename C::Smem& smem) {
   }
 }
 
+// One thread: asks for the first weights, as many as the ring holds, into L2 and no farther.  It may do so while the kernel
+// before still runs, whoever wrote the weights.
+template <class C>
+__device__ void prefetch_weights(const Arguments& args, const typename C::Smem& smem) {
+  Walk<C::kCluster> walk(smem.plan, args.p, C::kMaxTokens, C::kStageGroups);
+  Segment s;
+  if (!walk.next(s)) return;
+  const int first_block = s.row_tile * C::kConsumers;
+  const int end = s.first_group + min(s.groups, C::kStages * C::kStageGroups);
+#pragma unroll 1
+  for (int g = s.first_group; g < end; g += C::kStageGroups) {
+    ptx::prefetch_box(&args.codes_map, 0, g * 32, first_block, s.expert);
+    ptx::prefetch_box(&args.scale_map, g * kTileRows, first_block, s.expert);
+  }
+}
+
 template <class C, int kTokens>
 __device__ __forceinline__ void consume(const Arguments& args, typename C::Smem& smem, Pipeline<C>& pipe,
                                         Ring<2>& tile, const Segment& s, const Place& at) {
@@ -121,15 +137,24 @@ __global__ void __launch_bounds__(C::kThreads, 1) kernel(const __grid_constant__
     ptx::barrier_init_fence();
   }
   if constexpr (C::kCluster > 1) ptx::cluster_barrier();  // the other block's barriers are there to be arrived at
-  wait_for_previous();
+  // Without offsets nothing that a kernel before wrote is needed to know what to do, nor to ask for the weights.
+  const bool waits_late = args.p.offsets == nullptr;
+  if (!waits_late) wait_for_previous();
   const int row_tiles = divide_up(args.p.rows, kTileRows * C::kConsumers * C::kCluster);
   make_plan<C::kThreads>(args.p, row_tiles, C::kMaxTokens, smem.plan);
 
   if (warp >= 4 * C::kConsumers) {
     if constexpr (C::kMovesRegisters) ptx::registers_give<C::kLoaderRegisters>();
-    if (warp == 4 * C::kConsumers && ptx::elect_one()) produce<C>(args, smem);
+    if (warp == 4 * C::kConsumers && ptx::elect_one()) {
+      if (waits_late) {
+        prefetch_weights<C>(args, smem);
+        wait_for_previous();
+      }
+      produce<C>(args, smem);
+    }
   } else {
     if constexpr (C::kMovesRegisters) ptx::registers_take<C::kConsumerRegisters>();
+    wait_for_previous();  // done already, unless this block waits late
     const Place at = find_place<C>(smem, args.p.weight_scale_float);
     Walk<C::kCluster> walk(smem.plan, args.p, C::kMaxTokens, C::kStageGroups);
     Pipeline<C> pipe;
