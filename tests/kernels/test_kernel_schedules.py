@@ -28,8 +28,11 @@ def test_a_row_says_what_its_instance_compiles(row):
     assert int(consumers) == row.consumers
     assert max(map(int, counts.split(","))) == row.max_tokens
     assert int(stage_groups) == row.stage_groups
-    group_scale, cluster, *_ = [word.strip() for word in flags[0].split(",")[1:]] + ["false", "1"][flags[0].count(",") :]
+    given = [word.strip() for word in flags[0].split(",")[1:]]
+    group_scale, cluster, scales = given + ["false", "1", ""][len(given) :]
     assert (group_scale == "true", int(cluster)) == (row.group_scale, row.cluster)
+    reads_float = scales == "Scales::kAny" or (row.group_scale and not scales)
+    assert reads_float == (row.weight_scales != "bfloat16")
     assert f"launch_{row.kernel}(" in text
 
 
@@ -48,6 +51,7 @@ def test_something_runs_every_plausible_problem(tokens, shape):
     experts, rows, cols = shape
     assert not schedules.choose(Problem(tokens, experts, rows, cols)).refusals(Problem(tokens, experts, rows, cols))
     assert schedules.choose(Problem(tokens, experts, rows, cols, group_scale=True)).group_scale
+    assert schedules.choose(Problem(tokens, experts, rows, cols, float_scale=True)).weight_scales == "float32"
 
 
 def test_more_tokens_never_get_a_smaller_tile():

@@ -26,6 +26,7 @@ class Problem:
     rows: int
     cols: int
     group_scale: bool = False
+    float_scale: bool = False  # the weight's scales are float32, not bfloat16
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +45,16 @@ class Schedule:
     split_groups: int
     group_scale: bool = False
     cluster: int = 1
+    weight_scales: str = "bfloat16"  # or float32, or any
 
     def refusals(self, p: Problem) -> list[str]:
         """Why this row cannot run `p`; empty when it can."""
         why = []
         if p.group_scale != self.group_scale:
             why.append(f"activation scales are {'' if p.group_scale else 'not '}per group of 128")
+        found = "float32" if p.float_scale else "bfloat16"
+        if self.weight_scales not in (found, "any"):
+            why.append(f"the weight's scales are {found}, this kernel reads {self.weight_scales}")
         if p.experts > MAX_EXPERTS:
             why.append(f"{p.experts} experts, the plan in shared memory holds {MAX_EXPERTS}")
         if p.rows % 64:
@@ -59,8 +64,11 @@ class Schedule:
         return why
 
 
+# By a kernel's first letter: are activation scales per group, and which type of weight scales does it read?
+KINDS = {"t": (False, "bfloat16"), "s": (False, "bfloat16"), "f": (False, "float32"), "g": (True, "any")}
+
 ROWS = tuple(
-    Schedule(kernel, consumers, tokens, stage_groups, split, kernel.startswith("g"), 2 if kernel.endswith("c") else 1)
+    Schedule(kernel, consumers, tokens, stage_groups, split, group_scale, 2 if kernel.endswith("c") else 1, scales)
     for kernel, consumers, tokens, stage_groups in (
         ("t8", 4, 8, 2),
         ("t16", 4, 16, 2),
@@ -84,10 +92,14 @@ ROWS = tuple(
         ("t152c", 2, 152, 2),
         ("t160c", 2, 160, 2),
         ("s64", 2, 64, 1),
+        ("f16", 4, 16, 2),
+        ("f64", 2, 64, 1),
+        ("f152", 2, 152, 2),
         ("g16", 4, 16, 1),
         ("g64", 3, 64, 1),
         ("g128", 2, 128, 1),
     )
+    for group_scale, scales in [KINDS[kernel[0]]]
     for split in (0, 4)
 )
 

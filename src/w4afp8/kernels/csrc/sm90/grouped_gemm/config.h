@@ -48,7 +48,11 @@ struct ExpertPlan {
   uint64_t warp_total[32];
 };
 
-template <int kConsumers_, class Tokens_, int kStages_, int kStageGroups_, bool kGroupScale_ = false, int kCluster_ = 1>
+// The type of the weight's scales: known to the compiler, or asked for in every group.
+enum class Scales { kBFloat16, kAny };
+
+template <int kConsumers_, class Tokens_, int kStages_, int kStageGroups_, bool kGroupScale_ = false, int kCluster_ = 1,
+          Scales kScales_ = kGroupScale_ ? Scales::kAny : Scales::kBFloat16>
 struct Config {
   using Tokens = Tokens_;
   static constexpr int kConsumers = kConsumers_;            // warpgroups that multiply, 64 output rows each
@@ -56,6 +60,8 @@ struct Config {
   static constexpr int kStageGroups = kStageGroups_;        // scale groups along K per stage
   static constexpr bool kGroupScale = kGroupScale_;         // activation scale per token and group
   static constexpr int kCluster = kCluster_;                // blocks that share x, each with its own rows of the weight
+  static constexpr Scales kScales = kScales_;
+  static constexpr int kScaleBytes = kScales == Scales::kAny ? 4 : 2;  // of one, at most
   static constexpr int kMaxTokens = Tokens::kMax;
   static constexpr int kThreads = 128 * (kConsumers + 1);   // the last warpgroup loads
   // Registers a thread: the block starts with an equal share, the loading warpgroup gives most of its own away.
@@ -71,7 +77,7 @@ struct Config {
     alignas(1024) uint8_t out[kConsumers][kMaxTokens * kTileRows * 2];               // 16-bit results on their way, swizzled
     alignas(128) uint8_t codes[kStages][kConsumers][kStageGroups * kTileBytes];      // sm90 layout
     struct alignas(128) StageScale {
-      uint8_t bytes[kConsumers * kStageGroups * kTileRows * 4];                      // bfloat16 or float, packed
+      uint8_t bytes[kConsumers * kStageGroups * kTileRows * kScaleBytes];            // packed
     } scale[kStages];
     alignas(128) float x_scale[2][(kScaleBox + 31) / 32 * 32];                       // of this tile and the next
     uint64_t full[kStages], empty[kStages];

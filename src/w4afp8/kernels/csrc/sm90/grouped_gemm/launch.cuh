@@ -94,6 +94,7 @@ cudaError_t clusters_at_once(size_t shared, int blocks, int* found) {
 
 template <class C>
 const char* launch(const Params& p, cudaStream_t stream) {
+  if (C::kScales == Scales::kBFloat16 && p.weight_scale_float) return "this kernel reads bfloat16 scales, found float32";
   constexpr size_t kShared = sizeof(typename C::Smem);
   int device = 0, blocks = 0;
   cudaError_t error = cudaGetDevice(&device);
