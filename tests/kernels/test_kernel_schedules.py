@@ -59,12 +59,34 @@ def test_more_tokens_never_get_a_smaller_tile():
     assert tiles == sorted(tiles)
 
 
+@pytest.mark.parametrize("tokens", [8, 512, 4096, 65536])
+@pytest.mark.parametrize("shape", [(256, 4096, 7168), (256, 512, 256), (1, 7168, 16384)], ids=str)
+def test_a_cluster_is_chosen_only_where_it_was_measured_faster(tokens, shape, monkeypatch):
+    """The cost model knows no worth of theirs, but what an odd row tile costs it knows."""
+    problem = Problem(tokens, *shape)
+    monkeypatch.setattr(tuned, "lookup", lambda *where: None)
+    schedules.forget()
+    assert schedules.choose(problem).cluster == 1
+    rows = {(row.kernel, row.split_groups): row for row in schedules.ROWS}
+    for name, split in rows:
+        if (name + "c", split) in rows:
+            pair, alone = rows[name + "c", split], rows[name, split]
+            assert schedules.cost_us(problem, pair) >= schedules.cost_us(problem, alone)
+            odd = Problem(65536, 256, 64 * alone.consumers, 1536)
+            assert schedules.cost_us(odd, pair) > 1.5 * schedules.cost_us(odd, alone)
+    monkeypatch.setattr(tuned, "lookup", lambda *where: ("t152c", 4))
+    schedules.forget()
+    assert schedules.choose(problem).kernel == "t152c"
+    schedules.forget()
+
+
 @pytest.mark.parametrize(
     ("problem", "word"),
     [
         (Problem(5, 1000, 4096, 7168), "1000 experts"),
         (Problem(5, 8, 4100, 7168), "N=4100"),
         (Problem(5, 8, 4096, 7100), "K=7100"),
+        (Problem(5, 8, 4096, 7100, float_scale=True), "scales are float32, this kernel reads bfloat16"),
     ],
 )
 def test_a_refusal_has_words(problem, word):

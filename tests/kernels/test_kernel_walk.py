@@ -15,6 +15,7 @@ import pytest
 from w4afp8.kernels import build, schedules
 from w4afp8.kernels.schedules import Schedule
 
+CLUSTERS = [row for row in schedules.ROWS if row.cluster > 1]
 COUNTS = {
     "one token": [0, 1, 0],
     "off every tile boundary": [1, 7, 0, 9, 33, 0, 130, 65],
@@ -90,11 +91,11 @@ def test_every_product_is_made_once(row: Schedule, counts: list[int], walk: Walk
             assert len({s.block % row.cluster for s in ordered}) == 1, "partial sums lie in slots of one rank"
 
 
-@pytest.mark.parametrize("row", [r for r in schedules.ROWS if r.cluster > 1], ids=lambda r: f"{r.kernel}-{r.split_groups}")
+@pytest.mark.parametrize("row", CLUSTERS, ids=lambda r: f"{r.kernel}-{r.split_groups}")
 @pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
 @pytest.mark.parametrize("blocks", [132, 130, 2])
 def test_the_blocks_of_a_cluster_walk_together(row: Schedule, counts: list[int], blocks: int, walk: Walk) -> None:
-    """Each sends the other the x that both need: other tokens, other inputs or one segment more, and they wait forever."""
+    """Each sends the other half of the x that both need: another segment, or one more, and they wait forever."""
     by_block: dict[int, list[Segment]] = defaultdict(list)
     for s in walk(row, blocks, 704, 1536, counts):
         by_block[s.block].append(s)

@@ -34,8 +34,8 @@ class Schedule:
     """One compiled kernel (csrc/sm90/grouped_gemm/instances/<kernel>.cu) and how its last wave is split.
 
     `split_groups` 0 runs whole tiles; n cuts the tiles of the last, partial wave along K into shares of n groups of
-    128 or more, summed in a fixed order.  `cluster` 2 pairs neighbouring blocks of the weight's rows: each loads half of x
-    for both.
+    128 or more, summed in a fixed order.  `cluster` 2 pairs neighbouring blocks of the weight's rows: each loads
+    half of x for both.
     """
 
     kernel: str
