@@ -28,7 +28,11 @@ def test_a_row_says_what_its_instance_compiles(row):
     assert int(consumers) == row.consumers
     assert max(map(int, counts.split(","))) == row.max_tokens
     assert int(stage_groups) == row.stage_groups
-    assert flags[0].startswith(", true") == row.group_scale
+    given = [word.strip() for word in flags[0].split(",")[1:]]
+    group_scale, cluster, scales = given + ["false", "1", ""][len(given) :]
+    assert (group_scale == "true", int(cluster)) == (row.group_scale, row.cluster)
+    reads_float = scales == "Scales::kAny" or (row.group_scale and not scales)
+    assert reads_float == (row.weight_scales != "bfloat16")
     assert f"launch_{row.kernel}(" in text
 
 
@@ -47,11 +51,33 @@ def test_something_runs_every_plausible_problem(tokens, shape):
     experts, rows, cols = shape
     assert not schedules.choose(Problem(tokens, experts, rows, cols)).refusals(Problem(tokens, experts, rows, cols))
     assert schedules.choose(Problem(tokens, experts, rows, cols, group_scale=True)).group_scale
+    assert schedules.choose(Problem(tokens, experts, rows, cols, float_scale=True)).weight_scales == "float32"
 
 
 def test_more_tokens_never_get_a_smaller_tile():
     tiles = [schedules.choose(Problem(8 * m, 256, 4224, 7168)).max_tokens for m in (1, 64, 256, 512, 1024, 4096)]
     assert tiles == sorted(tiles)
+
+
+@pytest.mark.parametrize("tokens", [8, 512, 4096, 65536])
+@pytest.mark.parametrize("shape", [(256, 4096, 7168), (256, 512, 256), (1, 7168, 16384)], ids=str)
+def test_a_cluster_is_chosen_only_where_it_was_measured_faster(tokens, shape, monkeypatch):
+    """The cost model knows no worth of theirs, but what an odd row tile costs it knows."""
+    problem = Problem(tokens, *shape)
+    monkeypatch.setattr(tuned, "lookup", lambda *where: None)
+    schedules.forget()
+    assert schedules.choose(problem).cluster == 1
+    rows = {(row.kernel, row.split_groups): row for row in schedules.ROWS}
+    for name, split in rows:
+        if (name + "c", split) in rows:
+            pair, alone = rows[name + "c", split], rows[name, split]
+            assert schedules.cost_us(problem, pair) >= schedules.cost_us(problem, alone)
+            odd = Problem(65536, 256, 64 * alone.consumers, 1536)
+            assert schedules.cost_us(odd, pair) > 1.5 * schedules.cost_us(odd, alone)
+    monkeypatch.setattr(tuned, "lookup", lambda *where: ("t152c", 4))
+    schedules.forget()
+    assert schedules.choose(problem).kernel == "t152c"
+    schedules.forget()
 
 
 @pytest.mark.parametrize(
@@ -60,6 +86,7 @@ def test_more_tokens_never_get_a_smaller_tile():
         (Problem(5, 1000, 4096, 7168), "1000 experts"),
         (Problem(5, 8, 4100, 7168), "N=4100"),
         (Problem(5, 8, 4096, 7100), "K=7100"),
+        (Problem(5, 8, 4096, 7100, float_scale=True), "scales are float32, this kernel reads bfloat16"),
     ],
 )
 def test_a_refusal_has_words(problem, word):

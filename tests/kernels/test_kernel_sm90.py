@@ -11,6 +11,7 @@ from w4afp8.kernels.calls import GemmCall
 pytestmark = pytest.mark.gpu
 OPS = ops.torch.ops.w4afp8
 PLAIN = [row for row in schedules.ROWS if not row.group_scale]
+SCALES = {"bfloat16": [torch.bfloat16], "float32": [torch.float32], "any": [torch.bfloat16, torch.float32]}
 GROUPED = [row for row in schedules.ROWS if row.group_scale]
 COUNTS = {
     "one token": [0, 1, 0],
@@ -37,10 +38,24 @@ def run(problem, row, out=torch.bfloat16):
 @pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
 @pytest.mark.parametrize("cols", [256, 768], ids=["tiles apart", "looking ahead"])
 def test_every_schedule_is_the_float64_product(row, counts, cols):
-    problem = make(counts, 320, cols)
+    problem = make(counts, 320, cols, scale_type=SCALES[row.weight_scales][0])
     found = run(problem, row)
     assert relative_error(found.cpu(), problem.truth()) < 2e-3
     assert torch.equal(found, run(problem, row))
+
+
+@pytest.mark.parametrize("row", PLAIN, ids=lambda r: f"{r.kernel}-{r.split_groups}")
+@pytest.mark.parametrize("tokens", [1, 8, 77, 641])
+def test_every_schedule_runs_without_offsets(row, tokens):
+    """As `linear` calls it: planned before the kernel before has ended, whose results are then read."""
+    problem = make([tokens], 448, 768, scale_type=SCALES[row.weight_scales][0])
+    weight, scale = reference.prepack(problem.weight.cuda(), problem.weight_scale.cuda())
+    with_offsets = run(problem, row)
+    for _ in range(3):
+        x, x_scale = (problem.x.cuda().view(torch.uint8) + 0).view(problem.x.dtype), problem.x_scale.cuda() * 1
+        poisoned = torch.full((tokens, 448), float("nan"), device="cuda", dtype=torch.bfloat16)
+        found = sm90.grouped_gemm(GemmCall(x, x_scale, weight, scale, None, torch.bfloat16, "sm90"), row, out=poisoned)
+        assert torch.equal(found, with_offsets)
 
 
 @pytest.mark.parametrize("row", GROUPED, ids=lambda r: f"{r.kernel}-{r.split_groups}")
@@ -51,19 +66,33 @@ def test_group_scales_are_applied(row, counts):
 
 
 @pytest.mark.parametrize("row", PLAIN, ids=lambda r: f"{r.kernel}-{r.split_groups}")
-@pytest.mark.parametrize("scale_type", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("out", [torch.float16, torch.float32], ids=str)
-def test_types(row, scale_type, out):
-    problem = make([5, 0, 40, 131], 256, 1024, scales="tensor", scale_type=scale_type)
-    found = run(problem, row, out)
-    assert relative_error(found.cpu(), problem.truth()) < (3e-4 if out == torch.float32 else 8e-4)
+def test_types(row, out):
+    for scale_type in SCALES[row.weight_scales]:
+        problem = make([5, 0, 40, 131], 256, 1024, scales="tensor", scale_type=scale_type)
+        found = run(problem, row, out)
+        assert relative_error(found.cpu(), problem.truth()) < (3e-4 if out == torch.float32 else 8e-4)
+
+
+@pytest.mark.parametrize("scale_type", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("scales", ["token", "tensor", "group128"])
+def test_the_choice_reads_either_type_of_weight_scales(scale_type, scales):
+    problem = make([5, 0, 40, 131], 256, 384, scales=scales, scale_type=scale_type)
+    weight, scale = OPS.prepack(problem.weight.cuda(), problem.weight_scale.cuda())
+    args = problem.x.cuda(), problem.x_scale.cuda(), weight, scale, problem.offsets.cuda(), torch.bfloat16, "sm90"
+    assert relative_error(OPS.grouped_gemm(*args).cpu(), problem.truth()) < 2e-3
+
+
+def test_a_kernel_for_bfloat16_scales_refuses_others():
+    with pytest.raises(RuntimeError, match="reads bfloat16 scales, found float32"):
+        run(make([5], 64, 256, scale_type=torch.float32), PLAIN[0])
 
 
 @pytest.mark.parametrize("mean", [0.0, 1.0], ids=["zero mean", "positive mean"])
 def test_a_large_product_stays_exact(mean):
-    problem = make([24], 512, 7168)
-    problem.x = (torch.randn(24, 7168) * 40 + mean * 100).clamp(-448, 448).to(torch.float8_e4m3fn)
     for row in PLAIN:
+        problem = make([24], 512, 7168, scale_type=SCALES[row.weight_scales][0])
+        problem.x = (torch.randn(24, 7168) * 40 + mean * 100).clamp(-448, 448).to(torch.float8_e4m3fn)
         assert relative_error(run(problem, row).cpu(), problem.truth()) < 2e-3
 
 

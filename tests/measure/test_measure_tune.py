@@ -18,7 +18,7 @@ from w4afp8.measure.race import Found
 from w4afp8.measure.shapes import NAMED, Gemm, Layer, Shape
 from w4afp8.measure.stand import Stand
 
-PLAIN = [row for row in schedules.ROWS if not row.group_scale]
+PLAIN = [row for row in schedules.ROWS if not row.refusals(schedules.Problem(8, 1, 64, 256))]
 
 
 def search(kind: Any, shape: Shape, stand: Stand, tokens: tuple[int, ...] = (16,)) -> list[Found]:
@@ -256,3 +256,10 @@ def test_named_shapes_are_all_runnable() -> None:
     for shape in NAMED.values():
         for gemm in shape.gemms:
             assert not PLAIN[-1].refusals(schedules.Problem(8, gemm.experts, gemm.rows, gemm.cols))
+
+
+def test_a_dense_call_is_measured_as_linear_makes_it() -> None:
+    """Without offsets: a kernel that knows them asks for weights before the one before has ended."""
+    (call,) = calls_of(Gemm("dense", 128, 256), 7)
+    assert call.expert_offsets is None and len(call.x) == 7
+    assert all(c.expert_offsets is not None for c in calls_of(Gemm("moe", 128, 256, 4, 4, 2), 7))

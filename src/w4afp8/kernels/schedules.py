@@ -26,6 +26,7 @@ class Problem:
     rows: int
     cols: int
     group_scale: bool = False
+    float_scale: bool = False  # the weight's scales are float32, not bfloat16
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,8 @@ class Schedule:
     """One compiled kernel (csrc/sm90/grouped_gemm/instances/<kernel>.cu) and how its last wave is split.
 
     `split_groups` 0 runs whole tiles; n cuts the tiles of the last, partial wave along K into shares of n groups of
-    128 or more, summed in a fixed order.
+    128 or more, summed in a fixed order.  `cluster` 2 pairs neighbouring blocks of the weight's rows: each loads
+    half of x for both.
     """
 
     kernel: str
@@ -42,12 +44,17 @@ class Schedule:
     stage_groups: int
     split_groups: int
     group_scale: bool = False
+    cluster: int = 1
+    weight_scales: str = "bfloat16"  # or float32, or any
 
     def refusals(self, p: Problem) -> list[str]:
         """Why this row cannot run `p`; empty when it can."""
         why = []
         if p.group_scale != self.group_scale:
             why.append(f"activation scales are {'' if p.group_scale else 'not '}per group of 128")
+        found = "float32" if p.float_scale else "bfloat16"
+        if self.weight_scales not in (found, "any"):
+            why.append(f"the weight's scales are {found}, this kernel reads {self.weight_scales}")
         if p.experts > MAX_EXPERTS:
             why.append(f"{p.experts} experts, the plan in shared memory holds {MAX_EXPERTS}")
         if p.rows % 64:
@@ -57,8 +64,11 @@ class Schedule:
         return why
 
 
+# By a kernel's first letter: are activation scales per group, and which type of weight scales does it read?
+KINDS = {"t": (False, "bfloat16"), "s": (False, "bfloat16"), "f": (False, "float32"), "g": (True, "any")}
+
 ROWS = tuple(
-    Schedule(kernel, consumers, tokens, stage_groups, split, kernel.startswith("g"))
+    Schedule(kernel, consumers, tokens, stage_groups, split, group_scale, 2 if kernel.endswith("c") else 1, scales)
     for kernel, consumers, tokens, stage_groups in (
         ("t8", 4, 8, 2),
         ("t16", 4, 16, 2),
@@ -74,11 +84,22 @@ ROWS = tuple(
         ("t128", 2, 128, 2),
         ("t152", 2, 152, 2),
         ("t160", 2, 160, 2),
+        ("t48c", 3, 48, 2),
+        ("t64c", 3, 64, 2),
+        ("t80c", 2, 80, 2),
+        ("t112c", 2, 112, 2),
+        ("t128c", 2, 128, 2),
+        ("t152c", 2, 152, 2),
+        ("t160c", 2, 160, 2),
         ("s64", 2, 64, 1),
+        ("f16", 4, 16, 2),
+        ("f64", 2, 64, 1),
+        ("f152", 2, 152, 2),
         ("g16", 4, 16, 1),
         ("g64", 3, 64, 1),
         ("g128", 2, 128, 1),
     )
+    for group_scale, scales in [KINDS[kernel[0]]]
     for split in (0, 4)
 )
 
@@ -89,14 +110,16 @@ def cost_us(p: Problem, row: Schedule) -> float:
     """A rough time, fitted to sweeps on an H200: tiles over multiprocessors, a tile as long as its chain of groups.
 
     A group of 128 inputs costs a warpgroup 110 ns and 2.1 ns a token, more where three or four warpgroups share the
-    schedulers' logic pipe.  Rows are assumed to fall on experts evenly, give or take a standard deviation.
+    schedulers' logic pipe.  Rows are assumed to fall on experts evenly, give or take a standard deviation.  A cluster
+    costs what two blocks cost, and a whole pair of them where the last row tile has no neighbour: what x read half as
+    often is worth is for a sweep to say.
     """
     hit = p.experts * (1 - (1 - 1 / p.experts) ** p.tokens) if p.experts > 1 else 1.0
     mean = p.tokens / hit
     most = mean + (mean**0.5 if p.experts > 1 else 0.0)
     runs = max(1, ceil(most / row.max_tokens))
     tokens = max(ceil(most / runs / 8) * 8, row.max_tokens // 2)
-    tiles = hit * runs * ceil(p.rows / (64 * row.consumers))
+    tiles = hit * runs * ceil(p.rows / (64 * row.consumers * row.cluster)) * row.cluster
     chain_ns = (110 + 2.1 * tokens) * {2: 1.0, 3: 1.5, 4: 2.1}[row.consumers]
     tile_us = p.cols / 128 * chain_ns / 1e3 + 1.6 + 0.007 * tokens
     if row.split_groups:

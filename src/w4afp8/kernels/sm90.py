@@ -66,6 +66,7 @@ def grouped_gemm(
         rows=out.shape[1],
         cols=x.shape[1],
         group_scale=x_scale.ndim == 2,
+        float_scale=weight_scale.dtype == torch.float32,
     )
     with torch.cuda.device(x.device):
         row = schedule or schedules.choose(problem)

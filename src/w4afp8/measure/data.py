@@ -90,7 +90,7 @@ def weights(gemm: Gemm, device: torch.device) -> list[Weight]:
 
 
 def gemm_calls(weights: list[Weight], routings: list[Routing], cols: int) -> list[GemmCall]:
-    """One call per routing or weight, whichever are more; activations as they are, e4m3 with a scale per token."""
+    """One call per routing or weight, whichever are more; e4m3 with a scale per token, dense as `linear` calls it."""
     device = weights[0].codes.device
     inputs = []
     for routing in routings:
@@ -99,8 +99,6 @@ def gemm_calls(weights: list[Weight], routings: list[Routing], cols: int) -> lis
     calls = []
     for i in range(max(len(inputs), len(weights))):
         (x, scale, offsets), w = inputs[i % len(inputs)], weights[i % len(weights)]
-        if offsets is None:
-            offsets = torch.tensor([0, len(x)], dtype=torch.int32, device=device)
         calls.append(GemmCall(x, scale, w.codes, w.scale, offsets, torch.bfloat16, "sm90"))
     return calls
 

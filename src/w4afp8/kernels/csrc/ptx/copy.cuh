@@ -47,6 +47,29 @@ __device__ __forceinline__ void copy_box(void* shared, const CUtensorMap* map, i
       : "memory");
 }
 
+// The same box to the same place in every block of the cluster that `blocks` names by a bit, reported to the barrier at
+// the same place in each.
+__device__ __forceinline__ void copy_box_to_all(void* shared, const CUtensorMap* map, int c0, int c1, int c2,
+                                                uint64_t* barrier, uint16_t blocks, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint "
+      "[%0], [%1, {%3, %4, %5}], [%2], %6, %7;" ::"r"(shared_address(shared)),
+      "l"(map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2), "h"(blocks), "l"(policy)
+      : "memory");
+}
+
+// A box into L2 only.  L2 is where all writes meet, so this may run ahead of a kernel that still writes the tensor.
+__device__ __forceinline__ void prefetch_box(const CUtensorMap* map, int c0, int c1, int c2) {
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(map), "r"(c0), "r"(c1), "r"(c2)
+               : "memory");
+}
+
+__device__ __forceinline__ void prefetch_box(const CUtensorMap* map, int c0, int c1, int c2, int c3) {
+  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global.tile [%0, {%1, %2, %3, %4}];" ::"l"(map), "r"(c0), "r"(c1),
+               "r"(c2), "r"(c3)
+               : "memory");
+}
+
 // Contiguous bytes, a multiple of 16, from and to multiples of 16.
 __device__ __forceinline__ void copy_bytes(void* shared, const void* global, uint32_t bytes, uint64_t* barrier,
                                            uint64_t policy) {
@@ -61,6 +84,17 @@ __device__ __forceinline__ void copy_bytes(void* shared, const void* global, uin
 __device__ __forceinline__ void prefetch_bytes(const void* global, uint32_t bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
 }
+
+// Out of shared memory.  Stores are in flight until `stores_have_read` says that those this thread committed have read
+// what they store.  Before they are issued, every thread that wrote it says `stores_will_read`, and then a barrier.
+__device__ __forceinline__ void store_box(const CUtensorMap* map, const void* shared, int c0, int c1) {
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
+               "r"(shared_address(shared)), "r"(c0), "r"(c1)
+               : "memory");
+}
+__device__ __forceinline__ void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void stores_have_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+__device__ __forceinline__ void stores_will_read() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");

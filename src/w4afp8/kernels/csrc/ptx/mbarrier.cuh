@@ -67,6 +67,24 @@ __device__ __forceinline__ void barrier_insist(uint32_t answer, uint64_t* barrie
       : "memory");
 }
 
+// At the same barrier of another block of the cluster.  Without a scope of its own, as everybody's pipelines do it: a
+// release to the cluster would be a fence of all memory, and copies are ordered by the barrier alone.
+__device__ __forceinline__ void barrier_arrive_at(uint64_t* barrier, uint32_t rank) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+      "}\n" ::"r"(shared_address(barrier)),
+      "r"(rank)
+      : "memory");
+}
+
+// All threads of all blocks of the cluster.
+__device__ __forceinline__ void cluster_barrier() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
 // Loads from shared memory by its own addresses, which are half as long as pointers.
 __device__ __forceinline__ int4 load_shared_16(uint32_t address) {
   int4 v;

@@ -6,7 +6,7 @@
 namespace w4afp8 {
 
 // Device: everything the kernels before this one wrote is visible after this line; nothing of theirs may be read, and
-// nothing written, before it.  Then lets the kernel after this one start its own prologue.
+// nothing written, before it (a prefetch into L2 reads nothing).  Then lets the kernel after this one start its own prologue.
 __device__ __forceinline__ void wait_for_previous() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -25,7 +25,7 @@ cudaError_t one_a_multiprocessor(void (*kernel)(Parameters...), size_t shared, i
 }
 
 // Host: launch a kernel that calls wait_for_previous.
-template <Residence kResidence = Residence::kAny, class... Parameters, class... Arguments>
+template <Residence kResidence = Residence::kAny, int kCluster = 1, class... Parameters, class... Arguments>
 cudaError_t launch_overlapped(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared, cudaStream_t stream,
                               Arguments&&... arguments) {
   cudaLaunchConfig_t config{};
@@ -33,13 +33,17 @@ cudaError_t launch_overlapped(void (*kernel)(Parameters...), dim3 grid, int thre
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared;
   config.stream = stream;
-  cudaLaunchAttribute attributes[2]{};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeCooperative;
-  attributes[1].val.cooperative = 1;
+  cudaLaunchAttribute attributes[3]{};
+  int count = 0;
+  const auto add = [&](cudaLaunchAttributeID id) -> cudaLaunchAttributeValue& {
+    attributes[count].id = id;
+    return attributes[count++].val;
+  };
+  add(cudaLaunchAttributeProgrammaticStreamSerialization).programmaticStreamSerializationAllowed = 1;
+  if (kResidence == Residence::kTogether) add(cudaLaunchAttributeCooperative).cooperative = 1;
+  if (kCluster > 1) add(cudaLaunchAttributeClusterDimension).clusterDim = {kCluster, 1, 1};
   config.attrs = attributes;
-  config.numAttrs = kResidence == Residence::kTogether ? 2 : 1;
+  config.numAttrs = count;
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 

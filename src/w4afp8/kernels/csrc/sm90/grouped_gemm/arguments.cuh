@@ -5,15 +5,17 @@
 #include <cstdint>
 
 #include "../ring.cuh"
+#include "config.h"
 #include "params.h"
 
 namespace w4afp8::grouped_gemm {
 
 struct Arguments {
-  CUtensorMap x_map;       // [groups][tokens][128]
-  CUtensorMap codes_map;   // [experts][row blocks][32 * groups][128]
-  CUtensorMap scale_map;   // [experts][row blocks][64 * groups]
-  CUtensorMap x_scale_map; // [tokens], used when the scale is per token
+  CUtensorMap x_map[kMostCounts];  // [groups][tokens][128], with a box for each token count
+  CUtensorMap codes_map;           // [experts][row blocks][32 * groups][128]
+  CUtensorMap scale_map;           // [experts][row blocks][64 * groups]
+  CUtensorMap x_scale_map;         // [tokens], used when the scale is per token
+  CUtensorMap out_map;             // [tokens][rows] of 16-bit results, a box of eight tokens and 64 rows
   Params p;
   float* partial;    // [blocks][consumers][tokens/2][128]
   uint32_t* ready;   // [blocks][consumers], zero between launches

@@ -7,17 +7,29 @@ namespace w4afp8::grouped_gemm {
 constexpr int kTileRows = 64;        // output rows of one warpgroup: wgmma's M
 constexpr int kTileCols = 128;       // inputs of one step: one scale group, one 128-byte swizzled row of x
 constexpr int kTileBytes = 4096;     // codes of one tile
+constexpr int kManyTokens = 96;      // from here on a group takes longer to multiply than its weights to arrive
+constexpr int kMostCounts = 3;       // token counts of one kernel
 constexpr int kMaxExperts = 512;     // what the plan in shared memory holds
 constexpr int kSharedLimit = 232448; // of one SM90 block
 
 // The token counts (wgmma's N) a kernel can run a tile with, ascending; a tile takes the smallest that holds it.
 template <int... kCounts>
 struct TokenCounts {
+  static constexpr int kNumber = sizeof...(kCounts);
+  static constexpr int kAll[] = {kCounts...};
   static constexpr int kMax = [] {
     int most = 0;
     ((most = kCounts > most ? kCounts : most), ...);
     return most;
   }();
+  // Which count, and the count itself, a tile of so many tokens takes.
+  __device__ __forceinline__ static int index(int tokens) { return ((tokens > kCounts ? 1 : 0) + ...); }
+  __device__ __forceinline__ static int count(int tokens) {
+    int found = kMax;
+    bool done = false;
+    ((!done && tokens <= kCounts ? (done = true, found = kCounts) : 0), ...);
+    return found;
+  }
   template <class F>
   __device__ __forceinline__ static void dispatch(int tokens, F&& run) {
     bool done = false;
@@ -25,10 +37,13 @@ struct TokenCounts {
   }
 };
 
-// Experts that have tokens, in order, with the running number of tiles.
+// Experts that have tokens, in order, with the running number of tiles; and what every team's walk begins with.
 struct ExpertPlan {
   int active;
   int tiles;
+  int whole;    // tiles that are not cut along K
+  int units;    // (tile, stage) pairs of the others
+  int workers;  // teams that share those
   int expert[kMaxExperts];
   int first_row[kMaxExperts];
   int rows[kMaxExperts];
@@ -36,13 +51,20 @@ struct ExpertPlan {
   uint64_t warp_total[32];
 };
 
-template <int kConsumers_, class Tokens_, int kStages_, int kStageGroups_, bool kGroupScale_ = false>
+// The type of the weight's scales: known to the compiler, or asked for in every group.
+enum class Scales { kBFloat16, kAny };
+
+template <int kConsumers_, class Tokens_, int kStages_, int kStageGroups_, bool kGroupScale_ = false, int kCluster_ = 1,
+          Scales kScales_ = kGroupScale_ ? Scales::kAny : Scales::kBFloat16>
 struct Config {
   using Tokens = Tokens_;
   static constexpr int kConsumers = kConsumers_;            // warpgroups that multiply, 64 output rows each
   static constexpr int kStages = kStages_;
   static constexpr int kStageGroups = kStageGroups_;        // scale groups along K per stage
   static constexpr bool kGroupScale = kGroupScale_;         // activation scale per token and group
+  static constexpr int kCluster = kCluster_;                // blocks that share x, each with its own rows of the weight
+  static constexpr Scales kScales = kScales_;
+  static constexpr int kScaleBytes = kScales == Scales::kAny ? 4 : 2;  // of one, at most
   static constexpr int kMaxTokens = Tokens::kMax;
   static constexpr int kThreads = 128 * (kConsumers + 1);   // the last warpgroup loads
   // Registers a thread: the block starts with an equal share, the loading warpgroup gives most of its own away.
@@ -53,18 +75,22 @@ struct Config {
   static constexpr int kScaleBox = kMaxTokens + 4;  // scales of a tile that begins at any row, copied from a multiple of 4
 
   struct Smem {
-    alignas(1024) uint8_t x[kStages][kStageGroups][kMaxTokens * kTileCols];          // e4m3, 128-byte swizzle
+    // e4m3, 128-byte swizzle: [groups][the tile's token count][128], so what follows the last group is not written
+    alignas(1024) uint8_t x[kStages][kStageGroups * kMaxTokens * kTileCols];
+    alignas(1024) uint8_t out[kConsumers][kMaxTokens * kTileRows * 2];               // 16-bit results on their way, swizzled
     alignas(128) uint8_t codes[kStages][kConsumers][kStageGroups * kTileBytes];      // sm90 layout
     struct alignas(128) StageScale {
-      uint8_t bytes[kConsumers * kStageGroups * kTileRows * 4];                      // bfloat16 or float, packed
+      uint8_t bytes[kConsumers * kStageGroups * kTileRows * kScaleBytes];            // packed
     } scale[kStages];
-    alignas(128) uint8_t out[kConsumers][kMaxTokens * kTileRows * 2];                // 16-bit results on their way
     alignas(128) float x_scale[2][(kScaleBox + 31) / 32 * 32];                       // of this tile and the next
     uint64_t full[kStages], empty[kStages];
     uint64_t scales_full[2], scales_empty[2];
     ExpertPlan plan;
+    uint64_t peer_free[kCluster > 1 ? kStages : 1];  // has the other block of the cluster left this stage?
   };
   static_assert(kStageGroups == 1 || kStageGroups == 2, "the consumer alternates between two sets of registers");
+  static_assert(kCluster == 1 || (kCluster == 2 && kStageGroups == 2), "each block of a pair loads one group of a stage");
+  static_assert(Tokens::kNumber <= kMostCounts, "Arguments has a map for each token count");
   static_assert(kMaxTokens % 8 == 0, "x is whole swizzle atoms of eight rows");
   static_assert(sizeof(Smem) <= kSharedLimit, "this schedule does not fit one SM90 block");
 };

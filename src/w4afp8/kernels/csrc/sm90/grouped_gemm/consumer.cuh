@@ -34,7 +34,8 @@ __device__ __forceinline__ Place find_place(const typename C::Smem& smem, bool s
   at.thread = threadIdx.x % 128;
   at.codes = ptx::shared_address(smem.codes[0][at.consumer]) + at.thread * 16;
   at.scale = ptx::shared_address(smem.scale[0].bytes) +
-             (at.consumer * C::kStageGroups * (kTileRows / 2) + at.thread / 4) * (scale_float ? 8 : 4);
+             (at.consumer * C::kStageGroups * (kTileRows / 2) + at.thread / 4) *
+                 (C::kScales == Scales::kAny && scale_float ? 8 : 4);
   // Opaque to the compiler, which would otherwise compute all this again in every step.
   asm volatile("" : "+r"(at.thread), "+r"(at.codes), "+r"(at.scale));
   return at;
@@ -46,13 +47,14 @@ __device__ __forceinline__ void load_packed(Packed& w, const Place& at, int stag
   w.first = ptx::load_shared_16(codes);
   w.second = ptx::load_shared_16(codes + kTileBytes / 2);
   const uint32_t scale = at.scale + stage * sizeof(typename C::Smem::StageScale);
-  if (scale_float) {
+  if (C::kScales == Scales::kAny && scale_float) {
     ptx::load_shared_8(scale + kGroup * (kTileRows * 4), w.scale[0], w.scale[1]);
   } else {
     w.scale[0] = ptx::load_shared_4(scale + kGroup * (kTileRows * 2));
   }
 }
 
+template <class C>
 __device__ __forceinline__ void unpack_all(Weights& w, const Packed& from, const Arguments& args) {
   unpack(from.first.x, w.a[0], w.a[1]);
   unpack(from.first.y, w.a[2], w.a[3]);
@@ -62,8 +64,13 @@ __device__ __forceinline__ void unpack_all(Weights& w, const Packed& from, const
   unpack(from.second.y, w.a[10], w.a[11]);
   unpack(from.second.z, w.a[12], w.a[13]);
   unpack(from.second.w, w.a[14], w.a[15]);
-  w.scale_upper = __uint_as_float(__byte_perm(from.scale[0], from.scale[1], args.upper_bytes));
-  w.scale_lower = __uint_as_float(__byte_perm(from.scale[0], from.scale[1], args.lower_bytes));
+  if constexpr (C::kScales == Scales::kBFloat16) {  // a bfloat16 is the upper half of a float
+    w.scale_upper = __uint_as_float(from.scale[0] << 16);
+    w.scale_lower = __uint_as_float(from.scale[0] & 0xFFFF0000u);
+  } else {
+    w.scale_upper = __uint_as_float(__byte_perm(from.scale[0], from.scale[1], args.upper_bytes));
+    w.scale_lower = __uint_as_float(__byte_perm(from.scale[0], from.scale[1], args.lower_bytes));
+  }
 }
 
 template <class C, int kTokens>
@@ -110,7 +117,7 @@ __device__ __forceinline__ void fill(Pipeline<C>& pipe, typename C::Smem& smem, 
   Ring<C::kStages> from = pipe.use;
   ptx::barrier_wait(&smem.full[from.stage], from.phase);
   load_packed<C, 0>(pipe.packed, at, from.stage, args.p.weight_scale_float);
-  unpack_all(pipe.even, pipe.packed, args);
+  unpack_all<C>(pipe.even, pipe.packed, args);
   if constexpr (kLast == 0) {
     from.advance();
     ptx::barrier_wait(&smem.full[from.stage], from.phase);
@@ -139,7 +146,7 @@ __device__ __forceinline__ void step(float (&acc)[kTokens / 2], const Weights& n
   uint64_t* full = &smem.full[pipe.fetch.stage];
   uint32_t answer = 1;
   if constexpr (kGroup == 0 && !kEnds) answer = ptx::barrier_ask(full, pipe.fetch.phase);
-  const uint32_t x = ptx::swizzled_rows(ptx::shared_address(smem.x[pipe.use.stage][kGroup]));
+  const uint32_t x = ptx::swizzled_rows(ptx::shared_address(smem.x[pipe.use.stage]) + kGroup * (kTokens * kTileCols));
   ptx::wgmma_fence();
   ptx::Wgmma<kTokens>::template multiply<false>(product, now.a, x);
 #pragma unroll
@@ -147,7 +154,7 @@ __device__ __forceinline__ void step(float (&acc)[kTokens / 2], const Weights& n
   ptx::wgmma_commit();
   if (always(p)) {
     if constexpr (!kEnds || kGroup == 0) {
-      unpack_all(next, pipe.packed, args);
+      unpack_all<C>(next, pipe.packed, args);
 #pragma unroll
       for (int i = 0; i < 16; ++i) ptx::pin(next.a[i]);
     }

@@ -1,12 +1,15 @@
 // From accumulators [64 rows x N tokens] of a warpgroup to out[token, row].
 //
 // Accumulator 4j+i of a thread is row 16*warp + lane/4 + 8*(i/2), token 8j + 2*(lane%4) + i%2.  Sixteen-bit results are
-// transposed through shared memory so that a token's 64 rows leave as one 128-byte line.
+// transposed through shared memory, in the copy engine's 128-byte swizzle.  Whole eights of tokens leave by the copy engine,
+// which nobody waits for; what is left of a run that is no multiple of eight, by ordinary stores.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "../../ptx/copy.cuh"
 #include "../../ptx/mbarrier.cuh"
+#include "arguments.cuh"
 #include "params.h"
 
 namespace w4afp8::grouped_gemm {
@@ -42,10 +45,12 @@ __device__ __forceinline__ void store_float(const Params& p, const float (&acc)[
 
 // `staging` is this warpgroup's [kTokens][64] of 16-bit results; `barrier` its named barrier.
 template <int kTokens>
-__device__ __forceinline__ void store_half(const Params& p, const float (&acc)[kTokens / 2],
+__device__ __forceinline__ void store_half(const Arguments& args, const float (&acc)[kTokens / 2],
                                            const float2 (&scale)[kTokens / 8], int first_row, int tokens,
                                            int row_block, uint8_t* staging, int barrier, int thread) {
+  const Params& p = args.p;
   const int warp = thread / 32, lane = thread % 32;
+  ptx::stores_have_read();
   ptx::named_barrier(barrier, 128);  // the previous tile has left the staging area
 #pragma unroll
   for (int j = 0; j < kTokens / 8; ++j) {
@@ -58,15 +63,20 @@ __device__ __forceinline__ void store_half(const Params& p, const float (&acc)[k
                  "r"(upper), "r"(lower)
                  : "memory");
   }
+  ptx::stores_will_read();
   ptx::named_barrier(barrier, 128);
-  uint16_t* out = static_cast<uint16_t*>(p.out);
-#pragma unroll
-  for (int base = 0; base < kTokens; base += 16) {
-    const int token = base + thread / 8, chunk = thread % 8;
-    if (token < tokens) {
-      const int4 line = *reinterpret_cast<const int4*>(staging + token * 128 + (chunk ^ (token % 8)) * 16);
-      *reinterpret_cast<int4*>(out + static_cast<size_t>(first_row + token) * p.rows + row_block * 64 + chunk * 8) = line;
+  const int eights = tokens / 8;
+  if (ptx::elect_one()) {
+    for (int i = warp; i < eights; i += 4) {
+      ptx::store_box(&args.out_map, staging + i * (8 * 128), row_block * kTileRows, first_row + 8 * i);
     }
+    ptx::commit_stores();
+  }
+  const int token = 8 * eights + thread / 8, chunk = thread % 8;
+  if (token < tokens) {
+    uint16_t* out = static_cast<uint16_t*>(p.out) + static_cast<size_t>(first_row + token) * p.rows;
+    const int4 line = *reinterpret_cast<const int4*>(staging + token * 128 + (chunk ^ (token % 8)) * 16);
+    *reinterpret_cast<int4*>(out + row_block * kTileRows + chunk * 8) = line;
   }
 }
 

@@ -20,9 +20,9 @@ namespace w4afp8::grouped_gemm {
 template <class C>
 __device__ void produce(const Arguments& args, typename C::Smem& smem) {
   const Params& p = args.p;
-  const int bytes = C::kStageGroups * (C::kConsumers * (kTileBytes + kTileRows * (p.weight_scale_float ? 4 : 2)) +
-                                       C::kMaxTokens * kTileCols);
-  Walk walk(smem.plan, p, C::kMaxTokens, C::kStageGroups);
+  const int weight_bytes = C::kConsumers * (kTileBytes + kTileRows * (p.weight_scale_float ? 4 : 2));
+  Walk<C::kCluster> walk(smem.plan, p, C::kMaxTokens, C::kStageGroups);
+  const int rank = Team<C::kCluster>::rank();
   const bool token_scales = p.x_scale_stride == 1 && !C::kGroupScale;
   Ring<C::kStages> ring;
   Ring<2> tile;
@@ -35,6 +35,9 @@ __device__ void produce(const Arguments& args, typename C::Smem& smem) {
                     ptx::kEvictNormal);  // copies begin at multiples of 16 bytes
       tile.advance();
     }
+    const CUtensorMap* x_map = &args.x_map[C::Tokens::index(s.tokens)];
+    const int x_bytes = C::Tokens::count(s.tokens) * kTileCols;
+    const int bytes = C::kStageGroups * (weight_bytes + x_bytes);
     const int first_block = s.row_tile * C::kConsumers;
     const uint64_t policy = s.shared ? ptx::kEvictNormal : ptx::kEvictFirst;
 #pragma unroll 1
@@ -42,9 +45,16 @@ __device__ void produce(const Arguments& args, typename C::Smem& smem) {
       uint64_t* full = &smem.full[ring.stage];
       ptx::barrier_wait(&smem.empty[ring.stage], ring.phase ^ 1);
       ptx::barrier_expect(full, bytes);
+      if constexpr (C::kCluster > 1) ptx::barrier_arrive_at(&smem.peer_free[ring.stage], rank ^ 1);
       ptx::copy_box(smem.codes[ring.stage], &args.codes_map, 0, g * 32, first_block, s.expert, full, policy);
       ptx::copy_box(smem.scale[ring.stage].bytes, &args.scale_map, g * kTileRows, first_block, s.expert, full, policy);
-      ptx::copy_box(smem.x[ring.stage], &args.x_map, 0, s.first_row, g, full, ptx::kEvictNormal);
+      if constexpr (C::kCluster == 1) {
+        ptx::copy_box(smem.x[ring.stage], x_map, 0, s.first_row, g, full, ptx::kEvictNormal);
+      } else {  // one group of the stage for both blocks; the other block sends the other group
+        ptx::barrier_wait(&smem.peer_free[ring.stage], ring.phase);
+        ptx::copy_box_to_all(smem.x[ring.stage] + rank * x_bytes, x_map, 0, s.first_row, g + rank, full,
+                             (1 << C::kCluster) - 1, ptx::kEvictNormal);
+      }
     }
   }
   if (C::kStageGroups == 2 && !args.looks_ahead) return;
@@ -52,6 +62,22 @@ __device__ void produce(const Arguments& args, typename C::Smem& smem) {
   for (int g = 0; g < 2; g += C::kStageGroups, ring.advance()) {
     ptx::barrier_wait(&smem.empty[ring.stage], ring.phase ^ 1);
     ptx::barrier_arrive(&smem.full[ring.stage]);
+  }
+}
+
+// One thread: asks for the first weights, as many as the ring holds, into L2 and no farther.  It may do so while the kernel
+// before still runs, whoever wrote the weights.
+template <class C>
+__device__ void prefetch_weights(const Arguments& args, const typename C::Smem& smem) {
+  Walk<C::kCluster> walk(smem.plan, args.p, C::kMaxTokens, C::kStageGroups);
+  Segment s;
+  if (!walk.next(s)) return;
+  const int first_block = s.row_tile * C::kConsumers;
+  const int end = s.first_group + min(s.groups, C::kStages * C::kStageGroups);
+#pragma unroll 1
+  for (int g = s.first_group; g < end; g += C::kStageGroups) {
+    ptx::prefetch_box(&args.codes_map, 0, g * 32, first_block, s.expert);
+    ptx::prefetch_box(&args.scale_map, g * kTileRows, first_block, s.expert);
   }
 }
 
@@ -85,7 +111,7 @@ __device__ __forceinline__ void consume(const Arguments& args, typename C::Smem&
     const int row = row_block * kTileRows + at.thread / 32 * 16 + at.thread % 32 / 4;
     store_float<kTokens>(p, acc, scale, s.first_row, s.tokens, row);
   } else {
-    store_half<kTokens>(p, acc, scale, s.first_row, s.tokens, row_block, smem.out[at.consumer], 1 + at.consumer,
+    store_half<kTokens>(args, acc, scale, s.first_row, s.tokens, row_block, smem.out[at.consumer], 1 + at.consumer,
                         at.thread);
   }
 }
@@ -96,7 +122,7 @@ __global__ void __launch_bounds__(C::kThreads, 1) kernel(const __grid_constant__
   auto& smem = *reinterpret_cast<typename C::Smem*>(shared);
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
   if (threadIdx.x == 0) {
-    ptx::prefetch_map(&args.x_map);
+    for (int i = 0; i < C::Tokens::kNumber; ++i) ptx::prefetch_map(&args.x_map[i]);
     ptx::prefetch_map(&args.codes_map);
     ptx::prefetch_map(&args.scale_map);
     for (int i = 0; i < C::kStages; ++i) {
@@ -107,19 +133,30 @@ __global__ void __launch_bounds__(C::kThreads, 1) kernel(const __grid_constant__
       ptx::barrier_init(&smem.scales_full[i], 1);
       ptx::barrier_init(&smem.scales_empty[i], 4 * C::kConsumers);
     }
+    for (int i = 0; C::kCluster > 1 && i < C::kStages; ++i) ptx::barrier_init(&smem.peer_free[i], 1);
     ptx::barrier_init_fence();
   }
-  wait_for_previous();
-  const int row_tiles = divide_up(args.p.rows, kTileRows * C::kConsumers);
-  make_plan<C::kThreads>(args.p, row_tiles, C::kMaxTokens, smem.plan);
+  if constexpr (C::kCluster > 1) ptx::cluster_barrier();  // the other block's barriers are there to be arrived at
+  // Without offsets nothing that a kernel before wrote is needed to know what to do, nor to ask for the weights.
+  const bool waits_late = args.p.offsets == nullptr;
+  if (!waits_late) wait_for_previous();
+  const int row_tiles = divide_up(args.p.rows, kTileRows * C::kConsumers * C::kCluster);
+  make_plan<C::kThreads>(args.p, row_tiles, C::kMaxTokens, C::kStageGroups, Team<C::kCluster>::count(), smem.plan);
 
   if (warp >= 4 * C::kConsumers) {
     if constexpr (C::kMovesRegisters) ptx::registers_give<C::kLoaderRegisters>();
-    if (warp == 4 * C::kConsumers && ptx::elect_one()) produce<C>(args, smem);
+    if (warp == 4 * C::kConsumers && ptx::elect_one()) {
+      if (waits_late) {
+        prefetch_weights<C>(args, smem);
+        wait_for_previous();
+      }
+      produce<C>(args, smem);
+    }
   } else {
     if constexpr (C::kMovesRegisters) ptx::registers_take<C::kConsumerRegisters>();
+    wait_for_previous();  // done already, unless this block waits late
     const Place at = find_place<C>(smem, args.p.weight_scale_float);
-    Walk walk(smem.plan, args.p, C::kMaxTokens, C::kStageGroups);
+    Walk<C::kCluster> walk(smem.plan, args.p, C::kMaxTokens, C::kStageGroups);
     Pipeline<C> pipe;
     Ring<2> tile;
     Segment s;
@@ -130,6 +167,11 @@ __global__ void __launch_bounds__(C::kThreads, 1) kernel(const __grid_constant__
       C::Tokens::dispatch(s.tokens, [&]<int kTokens>() { consume<C, kTokens>(args, smem, pipe, tile, s, at); });
       more = walk.next(s);
     }
+    ptx::stores_have_read();
+  }
+  if constexpr (C::kCluster > 1) {  // no block leaves while the other may still write to it
+    __syncwarp();
+    ptx::cluster_barrier();
   }
 }
 

@@ -41,8 +41,8 @@ const char* describe_all(Arguments& args) {
   const cuuint64_t groups = p.cols / kTileCols, blocks = p.rows / kTileRows;
   const cuuint64_t tokens = p.tokens, experts = p.experts, cols = p.cols;
   const int scale_bytes = p.weight_scale_float ? 4 : 2;
-  const Array x{p.x, CU_TENSOR_MAP_DATA_TYPE_UINT8, 3, {kTileCols, tokens, groups}, {cols, kTileCols},
-                {kTileCols, C::kMaxTokens, C::kStageGroups}, CU_TENSOR_MAP_SWIZZLE_128B};
+  Array x{p.x, CU_TENSOR_MAP_DATA_TYPE_UINT8, 3, {kTileCols, tokens, groups}, {cols, kTileCols},
+                {kTileCols, C::kMaxTokens, C::kStageGroups / C::kCluster}, CU_TENSOR_MAP_SWIZZLE_128B};
   const Array codes{p.codes, CU_TENSOR_MAP_DATA_TYPE_UINT8, 4, {128, 32 * groups, blocks, experts},
                     {128, groups * kTileBytes, blocks * groups * kTileBytes},
                     {128, 32 * C::kStageGroups, C::kConsumers, 1}, CU_TENSOR_MAP_SWIZZLE_NONE};
@@ -51,24 +51,60 @@ const char* describe_all(Arguments& args) {
                     p.weight_scale_float ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
                     3, {groups * kTileRows, blocks, experts}, {row, blocks * row},
                     {kTileRows * C::kStageGroups, C::kConsumers, 1}, CU_TENSOR_MAP_SWIZZLE_NONE};
+  const cuuint64_t out_row = p.rows * 2;
+  const Array out{p.out, CU_TENSOR_MAP_DATA_TYPE_UINT16, 2, {static_cast<cuuint64_t>(p.rows), tokens}, {out_row},
+                  {kTileRows, 8}, CU_TENSOR_MAP_SWIZZLE_128B};
   const Array x_scale{p.x_scale, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 1, {tokens}, {}, {C::kScaleBox},
                       CU_TENSOR_MAP_SWIZZLE_NONE};
-  const char* wrong = describe(&args.x_map, x);
+  const char* wrong = nullptr;
+  for (int i = 0; i < C::Tokens::kNumber && wrong == nullptr; ++i) {
+    x.box[1] = C::Tokens::kAll[i];
+    wrong = describe(&args.x_map[i], x);
+  }
   if (wrong == nullptr && p.x_scale_stride == 1 && !C::kGroupScale) wrong = describe(&args.x_scale_map, x_scale);
+  if (wrong == nullptr && p.out_type != OutType::kFloat32) wrong = describe(&args.out_map, out);
   if (wrong == nullptr) wrong = describe(&args.codes_map, codes);
   if (wrong == nullptr) wrong = describe(&args.scale_map, scale);
   return wrong;
 }
 
+// The largest grid of whole clusters of this kernel that runs at once, at most `blocks`: split tiles wait for other blocks.
+template <class C>
+cudaError_t clusters_at_once(size_t shared, int blocks, int* found) {
+  static int clusters = 0;  // of one kernel on one kind of device
+  if (clusters == 0) {
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(blocks / C::kCluster * C::kCluster);
+    config.blockDim = dim3(C::kThreads);
+    config.dynamicSmemBytes = shared;
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {C::kCluster, 1, 1};
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    int most = 0;
+    const cudaError_t error = cudaOccupancyMaxActiveClusters(&most, kernel<C>, &config);
+    if (error != cudaSuccess) return error;
+    if (most == 0) return cudaErrorLaunchOutOfResources;
+    clusters = most;
+  }
+  *found = min(clusters, blocks / C::kCluster) * C::kCluster;
+  return cudaSuccess;
+}
+
 template <class C>
 const char* launch(const Params& p, cudaStream_t stream) {
+  if (C::kScales == Scales::kBFloat16 && p.weight_scale_float) return "this kernel reads bfloat16 scales, found float32";
   constexpr size_t kShared = sizeof(typename C::Smem);
   int blocks = 0;
   cudaError_t error = one_a_multiprocessor(kernel<C>, kShared, &blocks);
+  if constexpr (C::kCluster > 1) {
+    if (error == cudaSuccess) error = clusters_at_once<C>(kShared, blocks, &blocks);
+  }
   if (error != cudaSuccess) return cudaGetErrorString(error);
   Arguments args{};
   args.p = p;
-  args.looks_ahead = C::kMaxTokens > 16 && p.cols > 4 * kTileCols;
+  args.looks_ahead = C::kMaxTokens >= kManyTokens || (C::kMaxTokens > 16 && p.cols > 4 * kTileCols);
   args.upper_bytes = p.weight_scale_float ? 0x3210 : 0x1044;  // a bfloat16 is the upper half of a float; byte 4 is zero
   args.lower_bytes = p.weight_scale_float ? 0x7654 : 0x3244;
   if (const char* wrong = describe_all<C>(args)) return wrong;
@@ -78,7 +114,7 @@ const char* launch(const Params& p, cudaStream_t stream) {
                                   &args.ready, &args.partial);
     if (wrong != nullptr) return wrong;
   }
-  error = launch_overlapped(kernel<C>, blocks, C::kThreads, kShared, stream, args);
+  error = launch_overlapped<Residence::kAny, C::kCluster>(kernel<C>, blocks, C::kThreads, kShared, stream, args);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 

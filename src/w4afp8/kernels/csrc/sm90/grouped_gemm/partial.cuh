@@ -22,8 +22,9 @@ template <class C, int kTokens>
 __device__ __forceinline__ void add_partials(const Arguments& args, float (&acc)[kTokens / 2], const Segment& s,
                                              const Place& at) {
   if (s.first_peer == s.end_peer) return;
+  const int rank = Team<C::kCluster>::rank();  // partial sums come from the block of this rank of every team
   for (int peer = s.first_peer + at.thread; peer < s.end_peer; peer += 128) {  // all flags at once
-    uint32_t* flag = args.ready + peer * C::kConsumers + at.consumer;
+    uint32_t* flag = args.ready + (peer * C::kCluster + rank) * C::kConsumers + at.consumer;
     uint32_t ready;
     do {
       asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(ready) : "l"(flag) : "memory");
@@ -31,8 +32,8 @@ __device__ __forceinline__ void add_partials(const Arguments& args, float (&acc)
     *flag = 0;  // for the next launch
   }
   ptx::named_barrier(1 + at.consumer, 128);
-  const size_t stride = static_cast<size_t>(C::kConsumers) * (C::kMaxTokens / 2 * 128);
-  const float* theirs = args.partial + s.first_peer * stride + at.consumer * (C::kMaxTokens / 2 * 128) + at.thread;
+  const size_t slot = static_cast<size_t>(C::kMaxTokens / 2 * 128), stride = C::kCluster * C::kConsumers * slot;
+  const float* theirs = args.partial + s.first_peer * stride + (rank * C::kConsumers + at.consumer) * slot + at.thread;
 #pragma unroll 4
   for (int peer = s.first_peer; peer < s.end_peer; ++peer, theirs += stride) {
 #pragma unroll

@@ -1,0 +1,7 @@
+#include "../launch.cuh"
+
+namespace w4afp8::grouped_gemm {
+const char* launch_t152c(const Params& p, cudaStream_t stream) {
+  return launch<Config<2, TokenCounts<120, 136, 152>, 3, 2, false, 2>>(p, stream);
+}
+}  // namespace w4afp8::grouped_gemm
