@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,14 @@ GOLDEN = Path(__file__).parent / "golden"
 torch.set_num_threads(1)
 settings.register_profile("house", deadline=None, derandomize=True, max_examples=40, print_blob=True)
 settings.load_profile("house")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _power_stays_on() -> Iterator[None]:
+    """No test cuts the power, so none waits for a disk; that files are synced, and when, tests/checkpoint asks."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -70,32 +80,63 @@ def toy_config(miniature_config: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.fixture(scope="session")
+def _toys(tmp_path_factory: pytest.TempPathFactory, miniature: Path) -> Callable[..., Path]:
+    """Each random FP8 checkpoint that was asked for, written once; read only."""
+    home, written = tmp_path_factory.mktemp("toys"), {}
+
+    def find(config: dict[str, Any], **how: Any) -> Path:
+        key = json.dumps([config, how], sort_keys=True)
+        if key not in written:
+            folder = home / str(len(written))
+            write_checkpoint(folder, config, tokenizer_from=miniature, **how)
+            written[key] = folder
+        return written[key]
+
+    return find
+
+
 @pytest.fixture
-def toy(tmp_path: Path, toy_config: dict[str, Any], miniature: Path) -> Callable[..., Path]:
-    """Writes a random FP8 checkpoint of the toy's shape, some fields of its config changed."""
+def toy(tmp_path: Path, toy_config: dict[str, Any], _toys: Callable[..., Path]) -> Callable[..., Path]:
+    """A random FP8 checkpoint of the toy's shape, some fields of its config changed: the test's own copy."""
 
     def write(name: str = "toy", dtype: Any = "fp8", shard_gb: float = 0.0005, seed: int = 0, **changes: Any) -> Path:
-        folder = tmp_path / name
         config = {key: value for key, value in (toy_config | changes).items() if value is not ...}
-        write_checkpoint(folder, config, dtype=dtype, shard_gb=shard_gb, seed=seed, tokenizer_from=miniature)
-        return folder
+        found = _toys(config, dtype=dtype, shard_gb=shard_gb, seed=seed)
+        return Path(shutil.copytree(found, tmp_path / name, dirs_exist_ok=True))
 
     return write
 
 
 @pytest.fixture
 def small_recipe() -> Callable[..., Recipe]:
-    """A recipe with few tokens; keys as in YAML."""
+    """A recipe with few tokens; `options` are the method's, the other keys as in YAML."""
 
-    def make(method: str = "rtn", **changes: Any) -> Recipe:
+    def make(method: str = "rtn", options: dict[str, Any] | None = None, **changes: Any) -> Recipe:
         content: dict[str, Any] = {
-            "method": {"name": method},
+            "method": {"name": method, "options": options or {}},
             "calibration": {"tokens": 256, "sequence": 64},
             "output": {"shard_gb": 0.0002},
         }
         return build(content | changes, "a test's recipe")
 
     return make
+
+
+@pytest.fixture
+def w4afp8(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command: (exit code, standard output, standard error)."""
+    from w4afp8.cli import cli, code_of
+
+    def invoke(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        words = [str(argument) for argument in arguments]
+        code = code_of(lambda: cli.main(args=words, prog_name="w4afp8", standalone_mode=False))
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return code, out, err
+
+    return invoke
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from test_resume import FINISHED, Countdown, in_child, tree, wait
+from children import FINISHED, Countdown, in_child, wait
+from outputs import tree
 from w4afp8 import conversion, formats, pipeline
 from w4afp8.cli import cli, code_of
 from w4afp8.errors import (

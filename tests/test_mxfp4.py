@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from outputs import FOLDS_ALONE
 from w4afp8 import conversion, pipeline
 from w4afp8.errors import RecipeError
 from w4afp8.evaluate import evaluate_many
@@ -65,7 +67,6 @@ def test_the_kernels_are_not_said_to_prove_what_they_do_not_multiply(
 
 def test_damage_is_found(toy: Toy, small_recipe: Small, tmp_path: Path) -> None:
     source, name = toy(), "model.layers.1.mlp.experts.2.up_proj"
-    recipe = small_recipe(scheme="MXFP4")
     changes: dict[str, tuple[str, Callable[[Tensor], Any], str]] = {
         "a NaN exponent": ("weight_scale", lambda t: t[3, 1:2].fill_(255), "finite"),
         "an exponent too high": ("weight_scale", lambda t: t.add_(1), "expert weights"),
@@ -73,9 +74,9 @@ def test_damage_is_found(toy: Toy, small_recipe: Small, tmp_path: Path) -> None:
         "one nibble": ("weight_packed", lambda t: t[5, 5:6].bitwise_xor_(7), "nearest codes"),
         "one code for all": ("weight_packed", lambda t: t.fill_(0x11), "codes"),
     }
+    quantize(source, small_recipe(scheme="MXFP4"), tmp_path / "sound")
     for i, (what, (suffix, change, check)) in enumerate(changes.items()):
-        out = tmp_path / str(i)
-        quantize(source, recipe, out)
+        out = Path(shutil.copytree(tmp_path / "sound", tmp_path / str(i)))
         edit(out, f"{name}.{suffix}", change)
         found = failed(out, source)
         assert check in found and "digests" in found, (what, found)
@@ -85,7 +86,7 @@ def test_it_converts_there_and_back_and_evaluates_to_the_same_numbers(
     toy: Toy, small_recipe: Small, tmp_path: Path
 ) -> None:
     source, out = toy(), tmp_path / "out"
-    quantize(source, small_recipe("awq", scheme="MXFP4"), out)
+    quantize(source, small_recipe("awq", FOLDS_ALONE, scheme="MXFP4"), out)
     conversion.run(conversion.prepare(out, DEEPSEEK_MX, tmp_path / "there", 0.0002))
     conversion.run(conversion.prepare(tmp_path / "there", CT_MX, tmp_path / "back", 0.0002))
     for path in out.glob("model-*.safetensors"):
@@ -104,7 +105,7 @@ def test_it_converts_there_and_back_and_evaluates_to_the_same_numbers(
 def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(toy: Toy, small_recipe: Small, tmp_path: Path) -> None:
     from w4afp8.errors import Stopped
 
-    source, recipe = toy(), small_recipe("awq", scheme="MXFP4", compute={"survey": "none"})
+    source, recipe = toy(), small_recipe("awq", FOLDS_ALONE, scheme="MXFP4", compute={"survey": "none"})
     quantize(source, recipe, tmp_path / "whole")
     asked = iter([False] * 2 + [True] * 99)
     with pytest.raises(Stopped):

@@ -6,6 +6,7 @@ Used by formats/, families/ and quantize/.  Floor 0: it imports nothing of ours 
 from __future__ import annotations
 
 import difflib
+from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
@@ -13,6 +14,7 @@ from types import ModuleType
 from w4afp8.errors import RecipeError
 
 
+@cache  # `synthetic` asks once per tensor, and a model has a hundred thousand
 def names(package: ModuleType) -> tuple[str, ...]:
     """Every public module of `package`, sorted."""
     return tuple(sorted(m.name for m in iter_modules(package.__path__) if not m.name.startswith("_")))

@@ -6,9 +6,11 @@ Reads a line of JSON per command, {"words": [...], "said": PATH}; answers with i
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
+import pkgutil
 import resource
 import signal
 import subprocess
@@ -19,7 +21,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-PRELOADED = ("pipeline", "conversion", "relayout", "validate", "terminal.inspect_view")
 MOST_BYTES = 1 << 30  # beside what the program has before it begins
 SECONDS = 30
 BROKEN = 111
@@ -48,8 +49,16 @@ def forks() -> Iterator[Forks]:
 
 
 def serve() -> None:
-    for name in PRELOADED:
-        importlib.import_module(f"w4afp8.{name}")
+    """Whatever a command would import or compile is there before the first fork: a child only does its work."""
+    import w4afp8
+
+    for module in pkgutil.walk_packages(w4afp8.__path__, "w4afp8."):
+        importlib.import_module(module.name)
+    from w4afp8.report.write import template
+
+    template()
+    os.fsync = lambda descriptor: None  # a child may die, this machine does not
+    gc.freeze()  # its pages are shared as long as nobody writes to them
     for line in sys.stdin:
         request = json.loads(line)
         child = os.fork()

@@ -42,6 +42,7 @@ def xet_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setenv("HF_XET_CACHE", str(tmp_path / "xet"))
+        monkeypatch.setenv("HF_XET_CLIENT_RETRY_BASE_DELAY", "10ms")  # seconds, else, before it tries again
         yield server
         abort_xet_session()  # the next one reads its cache's place anew
 

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 from fake_hub import FakeHub
-from test_hub_push import assert_whole, send
+from pushes import assert_whole, send
+
+from children import in_child, wait
 
 KILLS = 10
 ON_THE_WAY = ("preupload", "batch", "put", "part", "complete", "verify", "commit", "tree", "info")
 
 
 def push_in_child(folder: Path) -> int:
-    """A push in a process of its own; its wait status."""
-    child = os.fork()
-    if child:
-        return os.waitpid(child, 0)[1]
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    """A push in a process of its own: 0, or minus the signal that ended it."""
+
+    def work() -> int:
         send(folder)
-        os._exit(0)
-    except BaseException:
-        os._exit(9)
+        return 0
+
+    return wait(in_child(work))
 
 
 @pytest.fixture
@@ -46,8 +43,7 @@ def test_killed_at_random_points_it_goes_on(
     for kind, number in chance.sample(moments, KILLS):
         hub.forget()
         hub.kill_at = (kind, number)
-        status = push_in_child(proven)
-        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (kind, number)
+        assert push_in_child(proven) == -signal.SIGKILL, (kind, number)
         before = set(hub.finished)
         sent_then = hub.finished.copy()
         assert push_in_child(proven) == 0, (kind, number)
@@ -59,7 +55,7 @@ def test_killed_at_random_points_it_goes_on(
 def test_killed_again_and_again_it_still_ends(hub: FakeHub, proven: Path) -> None:
     for kind in ("part", "complete", "commit"):
         hub.kill_at = (kind, hub.seen[kind] + 1)
-        assert os.WIFSIGNALED(push_in_child(proven))
+        assert push_in_child(proven) == -signal.SIGKILL
     assert push_in_child(proven) == 0
     assert_whole(hub, proven)
     assert set(hub.finished.values()) == {1}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,14 +21,25 @@ GPT_OSS: dict[str, Any] = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="session")
+def _int4s(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What `int4` was asked for, quantized once; read only."""
+    return {"home": tmp_path_factory.mktemp("int4")}
+
+
 @pytest.fixture
-def int4(toy: Callable[..., Path], small_recipe: Callable[..., Any], tmp_path: Path) -> Callable[..., Path]:
-    """A toy in sglang_w4afp8, with static activation scales."""
+def int4(
+    toy: Callable[..., Path], small_recipe: Callable[..., Any], tmp_path: Path, _int4s: dict[str, Path]
+) -> Callable[..., Path]:
+    """A toy in sglang_w4afp8, with static activation scales: the test's own copy."""
 
     def make(**changes: Any) -> Path:
-        out = tmp_path / "int4"
-        pipeline.run(pipeline.prepare(toy(**changes), small_recipe(), out))
-        return out
+        key = json.dumps(changes, sort_keys=True)
+        if key not in _int4s:
+            made = _int4s["home"] / f"{len(_int4s)}"
+            pipeline.run(pipeline.prepare(toy(**changes), small_recipe(), made))
+            _int4s[key] = made
+        return Path(shutil.copytree(_int4s[key], tmp_path / "int4"))
 
     return make
 

@@ -11,9 +11,7 @@ import torch
 from relayouts import Make, back, files, into, prove
 from safetensors.torch import save_file
 
-import w4afp8.kernels
 from w4afp8.card import write as write_card
-from w4afp8.cli import cli, code_of
 from w4afp8.hub import shipment
 from w4afp8.validate import gate, validate
 
@@ -51,16 +49,6 @@ def test_a_proof_of_the_canonical_checkpoint_proves_the_layout(
     )  # fmt: skip
     back(tmp_path / "late", tmp_path / "again")
     assert files(tmp_path / "again") == files(source), "the verdict and the report come back too"
-
-
-@pytest.fixture
-def w4afp8(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def invoke(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = code_of(lambda: cli.main(args=[str(w) for w in words], standalone_mode=False))
-        return code, *capsys.readouterr()
-
-    return invoke
 
 
 def test_inside_a_checkpoint_no_further_words_are_needed(

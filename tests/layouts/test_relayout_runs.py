@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from relayouts import Make, back, files, into, stops_after
 
-from test_resume import FINISHED, Countdown, in_child, tree, wait
+from children import FINISHED, Countdown, in_child, wait
+from outputs import tree
 from w4afp8 import conversion
 from w4afp8.checkpoint.journal import Journal
 from w4afp8.errors import (

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from w4afp8.quantize._grid import INT4
 
 Golden = Callable[[str], dict[str, Tensor]]
 SEEDS = st.integers(0, 2**31)
+SEVERAL = 12  # of whole matrices drawn anew: one seed is as good as another
 
 
 def problem(seed: int, n: int = 6, k: int = 256, tokens: int = 400) -> tuple[Tensor, Tensor]:
@@ -85,6 +86,7 @@ def test_searched_scales_are_never_worse_than_amax_over_seven(seed: int) -> None
             )
 
 
+@settings(max_examples=SEVERAL)
 @given(SEEDS, st.integers(1, 3))
 def test_descent_never_raises_the_error(seed: int, sweeps: int) -> None:
     weight, gram = problem(seed)
@@ -134,6 +136,7 @@ def test_a_refitted_scale_stays_positive_whatever_the_codes() -> None:
     assert torch.equal(zero, q.scale_NG)
 
 
+@settings(max_examples=SEVERAL)
 @given(SEEDS)
 def test_feedback_under_a_diagonal_gram_is_plain_rounding(seed: int) -> None:
     """Where inputs are uncorrelated no column can repair another."""
@@ -146,6 +149,7 @@ def test_feedback_under_a_diagonal_gram_is_plain_rounding(seed: int) -> None:
     assert torch.equal(codes[~ties], plain[~ties])
 
 
+@settings(max_examples=SEVERAL)
 @given(SEEDS)
 def test_feedback_beats_plain_rounding_on_correlated_inputs(seed: int) -> None:
     weight, gram = problem(seed)

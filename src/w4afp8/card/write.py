@@ -6,11 +6,12 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from w4afp8._version import __version__
 from w4afp8.calibration import BUNDLED
@@ -94,7 +95,9 @@ def metadata(facts: Facts, base: str | None, licence: str | None, carried: Mappi
     return head | {"tags": ["w4afp8", *engines.tags(_format(facts)), "moe", *words]}
 
 
-def _render(facts: Facts, *, metadata: Mapping[str, Any], verdict: gate.Gate, model: str, **more: Any) -> str:
+@cache
+def template() -> Template:
+    """The card's template, compiled once in a process."""
     environment = Environment(
         loader=PackageLoader("w4afp8.card", "."),
         autoescape=False,  # Markdown, not HTML; the Hub cleans what it shows
@@ -103,9 +106,13 @@ def _render(facts: Facts, *, metadata: Mapping[str, Any], verdict: gate.Gate, mo
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    return environment.get_template(TEMPLATE)
+
+
+def _render(facts: Facts, *, metadata: Mapping[str, Any], verdict: gate.Gate, model: str, **more: Any) -> str:
     recipe = facts.record.get("recipe") or {}
     readers = _readers(facts)
-    return environment.get_template(TEMPLATE).render(
+    return template().render(
         head=yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True),
         facts=facts,
         format=_format(facts),

@@ -36,10 +36,12 @@ def recipes_list(as_json: bool) -> None:
 @JSON_FLAG
 def recipes_show(name: str, settings: tuple[str, ...], as_json: bool) -> None:
     """A recipe with every default written out."""
-    from w4afp8 import quantize as methods
     from w4afp8.recipes._load import load, render
 
-    recipe, _ = methods.resolve(load(name, settings))
+    chosen = load(name, settings)  # a mistake is said before torch is imported
+    from w4afp8 import quantize as methods
+
+    recipe, _ = methods.resolve(chosen)
     if as_json:
         print_json(recipe.model_dump(mode="json"))
     else:

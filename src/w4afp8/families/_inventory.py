@@ -110,9 +110,10 @@ def _tensors_of(expected: Expected, specs: Mapping[str, TensorSpec]) -> dict[str
     """
     if not expected.matrix:
         return {expected.name: specs[expected.name]} if expected.name in specs else {}
-    if not any(expected.stem + suffix in specs for suffix in formats.carriers()):
+    stem = expected.stem
+    if not any(stem + suffix in specs for suffix in formats.carriers()):
         return {}
-    return {name: specs[name] for name in (expected.stem + s for s in formats.suffixes()) if name in specs}
+    return {name: specs[name] for name in (stem + suffix for suffix in formats.suffixes()) if name in specs}
 
 
 def _match(expected: Expected, found: Mapping[str, TensorSpec]) -> Item:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from w4afp8._version import __version__
 from w4afp8.checkpoint import atomic
@@ -61,14 +62,7 @@ def to_json(facts: Facts) -> dict[str, Any]:
 
 def page(facts: Facts) -> str:
     """The whole page as one string: no script, nothing fetched."""
-    environment = Environment(
-        loader=PackageLoader("w4afp8.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(TEMPLATE).render(
+    return template().render(
         facts=facts,
         version=__version__,
         verdict=summary.verdict(facts),
@@ -90,6 +84,19 @@ def page(facts: Facts) -> str:
         seconds=figures.seconds_by_layer(facts),
         levels=figures.LEVELS,
     )
+
+
+@cache
+def template() -> Template:
+    """The page's template, compiled once in a process."""
+    environment = Environment(
+        loader=PackageLoader("w4afp8.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(TEMPLATE)
 
 
 def _without_sequences(evaluation: Mapping[str, Any]) -> dict[str, Any]:
