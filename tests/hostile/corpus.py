@@ -39,18 +39,23 @@ def edit_json(path: Path, change: Callable[[Any], object]) -> None:
 
 
 def edit_header(
-    folder: Path, change: Callable[[dict[str, Any]], object], data: Callable[[bytes], bytes] = bytes
+    folder: Path,
+    change: Callable[[dict[str, Any]], object],
+    data: Callable[[bytes], bytes] = bytes,
+    tensor: str = NORM,
 ) -> None:
-    """Rewrite the header of the first shard, and the data behind it."""
-    raw = shard_of(folder).read_bytes()
+    """Rewrite the header of the shard of a tensor, the first one's as a rule, and the data behind it."""
+    raw = shard_of(folder, tensor).read_bytes()
     (length,) = struct.unpack("<Q", raw[:8])
     header = json.loads(raw[8 : 8 + length])
     change(header)
-    write_header(folder, json.dumps(header).encode(), data(raw[8 + length :]))
+    write_header(folder, json.dumps(header).encode(), data(raw[8 + length :]), tensor=tensor)
 
 
-def write_header(folder: Path, header: bytes, data: bytes | None = None, announced: int | None = None) -> None:
-    path = shard_of(folder)
+def write_header(
+    folder: Path, header: bytes, data: bytes | None = None, announced: int | None = None, tensor: str = NORM
+) -> None:
+    path = shard_of(folder, tensor)
     raw = path.read_bytes()
     (length,) = struct.unpack("<Q", raw[:8])
     kept = raw[8 + length :] if data is None else data
@@ -140,7 +145,7 @@ def rename_tensor(folder: Path) -> None:
     edit_json(folder / INDEX, lambda i: i["weight_map"].update({"model.odd.weight": i["weight_map"].pop(NORM)}))
 
 
-def spoil(tensor_end: str, pattern: bytes) -> Damage:
+def spoil(tensor_end: str | tuple[str, ...], pattern: bytes) -> Damage:
     """The first number of the first tensor whose name ends so."""
 
     def damage(folder: Path) -> None:
@@ -236,8 +241,10 @@ CORPUS: tuple[Hostile, ...] = (
     Hostile("hidden size infinite", field(hidden_size=float("inf"))),
     Hostile("hidden size of another model", field(hidden_size=256)),
     Hostile("norm not a number", spoil("model.norm.weight", b"\xff\xff"), "values"),
-    Hostile("scale not a number", spoil(".0.down_proj.weight_scale_inv", NAN32), "values"),
-    Hostile("scale infinite", spoil(".0.gate_proj.weight_scale_inv", INF32), "values"),
+    Hostile(
+        "scale not a number", spoil((".0.down_proj.weight_scale_inv", ".0.down_proj.weight_scale"), NAN32), "values"
+    ),
+    Hostile("scale infinite", spoil((".0.gate_proj.weight_scale_inv", ".0.gate_proj.weight_scale"), INF32), "values"),
     Hostile("tokenizer a link out", instead("tokenizer.json", lambda path, real: path.symlink_to(real)), "files"),
     Hostile("activation scale a list", lambda folder: edit_scales(folder, [2]), "scales"),
     Hostile("activation scales gone", lambda folder: (folder / "act_scales.safetensors").unlink(), "scales"),

@@ -13,8 +13,8 @@ from torch import Tensor
 from w4afp8 import layouts
 from w4afp8.checkpoint.spec import DTYPES
 from w4afp8.errors import FormatError, RecipeError
-from w4afp8.layouts import _page
-from w4afp8.layouts._scales import search
+from w4afp8.layouts import _derived, _page, _stack
+from w4afp8.layouts._scales import FarScales, search
 from w4afp8.layouts._spec import FORMS, STACKS
 from w4afp8.layouts._split import Sizes, Split, folder_of
 from w4afp8.layouts._stack import Matrix, Stacker, make
@@ -24,7 +24,7 @@ HELD = [(n, f) for n in layouts.names() for f in FORMS.values() if not isinstanc
 
 
 def matrix(n: int, k: int, form: str, one_scale: bool, generator: torch.Generator) -> Matrix:
-    """Random codes; scales that every layout holds: powers of two, where asked one for each row."""
+    """Random codes; scales that every layout holds: powers of two, where a layout holds no other one for each row."""
     codes = torch.randint(0, 256, (n, k // 2), dtype=torch.uint8, generator=generator)
     groups = (n, k // GROUP[form])
     if form == "mxfp4":
@@ -32,6 +32,11 @@ def matrix(n: int, k: int, form: str, one_scale: bool, generator: torch.Generato
     shape = (n, 1) if one_scale else groups
     scale = 2.0 ** torch.randint(-9, -3, shape, generator=generator).float()
     return Matrix(codes, scale.expand(groups).contiguous())
+
+
+def of_rows(stacker: Stacker) -> bool:
+    """Whether the layout holds one scale per row and nothing for its groups."""
+    return all(len(shape) == 1 for shape in stacker.holding.scales.shapes(2, 3))
 
 
 def parts(stacker: Stacker, stack: str, matrices: dict[str, Matrix]) -> list[dict[str, Matrix]]:
@@ -60,7 +65,7 @@ def test_every_layout_gives_back_what_it_was_given(
     assert not stacker.refusals(), "the padding makes every size fit"
     generator = torch.Generator().manual_seed(seed)
     matrices = {
-        projection: matrix(*shape, form, name == "machete-e4m3", generator)
+        projection: matrix(*shape, form, of_rows(stacker), generator)
         for projection, shape in {
             "gate_proj": (sizes.intermediate, sizes.hidden), "up_proj": (sizes.intermediate, sizes.hidden),
             "down_proj": (sizes.hidden, sizes.intermediate),
@@ -70,7 +75,7 @@ def test_every_layout_gives_back_what_it_was_given(
         try:
             whole = stacker.whole(stack, parts(stacker, stack, matrices))
         except FormatError as error:
-            assert name == "machete-e4m3" and "one scale per row" in str(error), "padded inputs have another scale"
+            assert of_rows(stacker) and "one scale per row" in str(error), "padded inputs have another scale"
             assert stacker.shape(stack)[1] > split.share(tp - 1).stop - split.share(tp - 1).start
             continue
         for projection in projections:
@@ -85,6 +90,43 @@ def test_every_layout_gives_back_what_it_was_given(
                 assert list(found.shape) == expected and found.dtype == DTYPES[spec.dtype]
         again = stacker.store(stack, stacker.whole(stack, parts(stacker, stack, matrices)), 0)
         assert all(torch.equal(raw(again[suffix]), raw(tensor)) for suffix, tensor in stored.items())
+
+
+WITH_BIASES = [(n, f) for n, f in HELD if layouts.get(n).bias is not None]
+
+
+@given(
+    held=st.sampled_from(WITH_BIASES), experts=st.integers(1, 3), groups_h=st.integers(1, 9),
+    groups_i=st.integers(1, 11), tp=st.integers(1, 5), empty=st.booleans(), seed=st.integers(0, 2**31),
+)  # fmt: skip
+def test_biases_are_cut_padded_and_ordered_as_the_rows(
+    held: tuple[str, str], experts: int, groups_h: int, groups_i: int, tp: int, empty: bool, seed: int
+) -> None:
+    """What all ranks hold, put together, is what every expert had; everything else is zero, and all of an empty one."""
+    (name, form), generator = held, torch.Generator().manual_seed(seed)
+    layout, group = layouts.get(name), GROUP[form]
+    sizes = Sizes(experts, groups_h * group, groups_i * group, group)
+    split = Split(sizes, tp, 1, layout.pad)
+    if split.refusals():
+        return
+    stacker = make(layout, form, split)
+    assert layout.bias is not None
+    rows = {"gate_proj": sizes.intermediate, "up_proj": sizes.intermediate, "down_proj": sizes.hidden}
+    every = [
+        {p: torch.zeros(n) if empty else torch.randn(n, generator=generator) for p, n in rows.items()}
+        for _ in range(experts)
+    ]
+    for rank in range(tp):
+        w13, w2 = _derived.stack_biases(stacker, every, rank)
+        halves = layout.bias.load(w13, (experts, 2 * split.intermediate)).view(experts, 2, split.intermediate)
+        down = layout.bias.load(w2, (experts, split.hidden))
+        share = split.share(rank)
+        length = share.stop - share.start
+        for expert, bias in enumerate(every):
+            for half, projection in zip(halves[expert], layout.w13, strict=True):
+                assert torch.equal(half[:length], bias[projection][share]) and not half[length:].any()
+            own = bias["down_proj"] if rank == 0 else torch.zeros(sizes.hidden)
+            assert torch.equal(down[expert, : sizes.hidden], own) and not down[expert, sizes.hidden :].any()
 
 
 def raw(tensor: Tensor) -> Tensor:
@@ -105,6 +147,19 @@ def test_a_layout_is_whole(name: str) -> None:
         for holding in holdings:
             assert sorted(holding.values) == list(range(16)), "a code that two codes become is lost"
     assert any(not isinstance(layout.holdings(form), str) for form in FORMS.values())
+
+
+@pytest.mark.parametrize("flips", [(0, 0), (8, 8), (0, 7), (5, 2), None])
+def test_codes_are_looked_up_one_by_one(flips: tuple[int, int] | None) -> None:
+    """By flipped bits or by a table: each nibble becomes what the table says, in any piece, transposed or not."""
+    values = tuple(code ^ flips[code >> 3] for code in range(16)) if flips else (*range(1, 16), 0)
+    raw = torch.randint(0, 256, (7, _stack.PIECE_BYTES // 4), dtype=torch.uint8)
+    for bytes_NJ in (raw, raw.T):
+        found = _stack._looked_up(values, bytes_NJ)
+        table = torch.tensor(values)
+        assert torch.equal(found & 15, table[(bytes_NJ & 15).long()]) and torch.equal(
+            found >> 4, table[(bytes_NJ >> 4).long()]
+        )
 
 
 def test_an_unknown_layout_is_refused_with_the_nearest() -> None:
@@ -134,22 +189,31 @@ def test_a_search_finds_every_product_of_its_grid() -> None:
     """Any float32 factor with any e4m3 numbers of a row is found again exactly."""
     t_NG = torch.tensor([[1.0, 1.125, 3.5, 0.0625], [15.0, 1.0, 0.5, 2.0], [0.015625, 13.0, 8.0, 0.0]])
     channel_N = torch.tensor([0.25, 2.0**-9, 3.0])
-    found_NG, factor_N = search(t_NG * channel_N[:, None], 0.0)
+    found_NG, factor_N, error_N = search(t_NG * channel_N[:, None])
+    assert not error_N.any()
     assert torch.equal(found_NG * factor_N[:, None], t_NG * channel_N[:, None])
     assert float(found_NG.max()) <= 56, "eight times it must be an e4m3 number"
 
 
 def test_a_search_says_how_far_the_nearest_is() -> None:
-    scale_NG = torch.tensor([[0.25, 0.25], [0.25, 0.26]])
-    with pytest.raises(FormatError, match=r"row 8: .* nearer than (\d\.\d+)% .*expected equality"):
-        search(scale_NG, 0.0, first_row=7)
-    found_NG, factor_N = search(scale_NG, 0.03)
-    assert float((found_NG * factor_N[:, None] / scale_NG - 1).abs().max()) <= 0.03
+    """Its own row in words, and what the farthest row of all would need."""
+    layout = layouts.get("vllm-cutlass")
+    assert not isinstance(layout.int4, str)
+    encode = layout.int4[0].scales.encode
+    scale_NG = torch.tensor([[0.25, 0.25], [0.25, 0.2515], [0.25, 0.26]])
+    with pytest.raises(FarScales, match=r"row 1: .* nearer than 0\.\d\d% .*expected equality") as found:
+        encode(scale_NG, 0.0)
+    distance = found.value.distance
+    assert 0.01 < distance < 0.03
+    with pytest.raises(FarScales, match=r"row 2: .* expected at most"):
+        encode(scale_NG, distance - 1e-6)
+    table, channel_N = encode(scale_NG, distance)
+    assert float((-table[..., 7].float() * channel_N[:, None] / scale_NG - 1).abs().max()) <= distance + 1e-7
 
 
 def test_zero_rows_are_held_as_zeros() -> None:
-    found_NG, factor_N = search(torch.zeros(2, 3), 0.0)
-    assert not found_NG.any() and bool(factor_N.isfinite().all())
+    found_NG, factor_N, error_N = search(torch.zeros(2, 3))
+    assert not found_NG.any() and not error_N.any() and bool(factor_N.isfinite().all())
 
 
 def test_ranks_hold_what_gpt_oss_ranks_hold() -> None:

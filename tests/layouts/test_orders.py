@@ -12,7 +12,10 @@ from torch import Tensor
 
 from w4afp8 import layouts
 from w4afp8.errors import FormatError
+from w4afp8.formats import _rows
+from w4afp8.formats._spec import MicroWeight
 from w4afp8.kernels import layout as kernel_layout
+from w4afp8.layouts import _derived
 from w4afp8.layouts._orders import ORDERS
 from w4afp8.layouts._spec import GATE_UP, UP_GATE, Holding
 from w4afp8.layouts._split import Sizes, Split
@@ -104,6 +107,27 @@ def test_flashinfer_interleaves_weights_to_our_order(golden_tensors: Golden, cas
     agrees("flashinfer_sm90_v1_fp4", peer[f"{case}.in"], peer[f"{case}.out_fp4_v1"])
     agrees("flashinfer_sm90_v2_fp4", peer[f"{case}.in"], peer[f"{case}.out_fp4_v2"])
     agrees("flashinfer_sm90_fp4_fp8", peer[f"{case}.in"], peer[f"{case}.out_fp4_fp8"])
+
+
+def test_flashinfers_humming_path_moves_its_bytes_as_our_orders_do(golden_tensors: Golden) -> None:
+    """Its codes, rewritten for FP8 activations, and its offsets; rewriting rounds codes, and no layout here does."""
+    peer = golden_tensors("flashinfer_humming_mxfp4")
+    agrees("flashinfer_sm90_fp4_fp8", peer["payload_before_interleave"], peer["weight_final_fp4_fp8_interleave"])
+    agrees("flashinfer_sm90_v2_scales_32", peer["offset"].repeat(1, 4, 1), peer["offset_folded_v2"])
+
+
+def test_marlin_holds_gpt_oss_rows_gate_first(golden_tensors: Golden) -> None:
+    """SGLang takes the rows apart before it prepacks: weights, scales and biases."""
+    peer = golden_tensors("sglang_gptoss_deinterleave_for_marlin")
+    assert all(layouts.get(name).w13 == GATE_UP for name in ("marlin", "marlin-fp8"))
+    for expert in range(2):
+        stored = MicroWeight.packed(peer["in.w13_weight"][expert], peer["in.w13_scale"][expert])
+        held = _rows.join(_rows.split(stored, 2, interleaved=True), interleaved=False)
+        assert isinstance(held, MicroWeight)
+        assert torch.equal(held.bytes_NJ, peer["out.w13_weight"][expert])
+        assert torch.equal(held.exponent_NG, peer["out.w13_scale"][expert])
+        bias = torch.cat(_derived.split_bias(peer["in.w13_bias"][expert], 2, interleaved=True))
+        assert torch.equal(bias, peer["out.w13_bias"][expert])
 
 
 def test_machete_prepacks_to_our_order(golden_tensors: Golden) -> None:

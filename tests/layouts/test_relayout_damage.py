@@ -13,6 +13,7 @@ import torch
 from relayouts import Make, back, into
 from safetensors.torch import load_file, save_file
 
+from w4afp8.checkpoint.header import read_header
 from w4afp8.errors import (
     CheckpointError,
     W4AFP8Error,
@@ -25,7 +26,13 @@ from w4afp8.validate.seal import sealed_files
 FLIPS = 60
 
 
-def test_every_flipped_byte_is_found(int4: Make, gpt_oss: Path, tmp_path: Path) -> None:
+def words_of(path: Path) -> set[str]:
+    """What a complaint about a file may call it: its name, a tensor in it, the experts of a stack in it."""
+    held = {spec.name for spec in read_header(path)[0]} if path.suffix == ".safetensors" else set()
+    return {path.name, *held, *(f"{name.rpartition('.')[0]}." for name in held if ".experts.w" in name)}
+
+
+def test_every_flipped_byte_is_found_and_named(int4: Make, gpt_oss: Path, tmp_path: Path) -> None:
     source = int4(moe_intermediate_size=256, num_hidden_layers=2)
     made = {
         "sm90": into(source, "sm90", tmp_path / "sm90"),
@@ -35,6 +42,7 @@ def test_every_flipped_byte_is_found(int4: Make, gpt_oss: Path, tmp_path: Path) 
     }
     folders = [tmp_path / name for name in ("sm90", "lyra", "near", "oss-out")]
     assert len(made) == len(folders) and all(validate(folder).passed for folder in folders)
+    words = {(folder, name): words_of(path) for folder in folders for name, path in sealed_files(folder).items()}
     draw = random.Random(11)
     for _ in range(FLIPS):
         folder = draw.choice(folders)
@@ -44,7 +52,9 @@ def test_every_flipped_byte_is_found(int4: Make, gpt_oss: Path, tmp_path: Path) 
         after = bytearray(before)
         after[at] ^= 1 << bit
         path.write_bytes(after)
-        assert not validate(folder).passed, f"bit {bit} of byte {at} of {folder.name}/{name}"
+        problems = [str(problem) for problem in validate(folder).problems]
+        where = f"bit {bit} of byte {at} of {folder.name}/{name}"
+        assert problems and any(word in said for said in problems for word in words[folder, name]), (where, problems)
         path.write_bytes(before)
 
 
@@ -120,6 +130,37 @@ def test_a_forged_record_writes_nothing_anywhere(int4: Make, tmp_path: Path, lie
     assert not (tmp_path / "in").exists() and not (tmp_path / "evil").exists()
     report = validate(out)
     assert not report.passed and not report.proven
+
+
+def test_a_digest_of_a_shard_that_no_shard_has_is_found_without_the_canonical_directory(
+    int4: Make, tmp_path: Path
+) -> None:
+    """Each tensor's digest fits: only the whole file, made again, tells."""
+    out = tmp_path / "out"
+    into(int4(num_hidden_layers=2, num_nextn_predict_layers=0), "sm90", out)
+    record = _record.read(out)
+    first = next(iter(record.shards))
+    forged(out, shards=record.shards | {first: record.shards[first] | {"sha256": "0" * 64}})
+    (problem,) = validate(out).problems
+    assert problem.who == first and problem.expected == f"SHA-256 {'0' * 12}..."
+    forged(out, shards=record.shards, canonical="1" * 64)
+    problems = validate(out).check("canonical").problems
+    assert [problem.who for problem in problems] == ["the checksum of all shards"]
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [{"read_by": "every engine"}, {"w13": ["up", "gate"]}, {"notes": ["padded"]}, {"sizes": {"hidden_stored": 7}}],
+)
+def test_a_record_that_says_other_things_than_its_layout_is_named(
+    int4: Make, tmp_path: Path, lie: dict[str, Any]
+) -> None:
+    out = tmp_path / "out"
+    into(int4(num_hidden_layers=2, num_nextn_predict_layers=0), "sm90", out)
+    (field, value), record = *lie.items(), _record.read(out)
+    forged(out, **{field: getattr(record, field) | value if isinstance(value, dict) else value})
+    problems = validate(out).check("record").problems
+    assert [problem.who for problem in problems] == [f"w4afp8/layout.json: {field}"]
 
 
 def test_a_link_out_of_a_layout_is_not_followed(int4: Make, tmp_path: Path) -> None:

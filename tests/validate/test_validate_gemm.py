@@ -14,7 +14,7 @@ from w4afp8.errors import DeviceError, RecipeError
 from w4afp8.formats._spec import GroupWeight
 from w4afp8.validate import fused, validate
 from w4afp8.validate.fused import LAYER_ERROR
-from w4afp8.validate.gemm import GEMM_ERROR, beyond_rounding
+from w4afp8.validate.products import GEMM_ERROR, beyond_rounding
 from w4afp8.validate.sides import Inputs, Side
 
 
@@ -79,7 +79,8 @@ def test_the_fused_layer_is_the_float64_layer(quantized: Path) -> None:
 def test_a_layer_that_disagrees_is_found(quantized: Path, monkeypatch: pytest.MonkeyPatch, lie: str) -> None:
     honest = fused.exact_sum
 
-    def lying(x: Tensor, ids: Tensor, weights: Tensor, gate_up: list[GroupWeight], down: list[GroupWeight]) -> Tensor:
+    def lying(x: Tensor, ids: Tensor, weights: Tensor, gate_up: list[GroupWeight], down: list[GroupWeight],
+              static: fused.Static | None) -> Tensor:  # fmt: skip
         if lie == "another expert":
             ids = torch.where(ids == 0, 1, torch.where(ids == 1, 0, ids))
         elif lie == "a weight too large":
@@ -88,7 +89,7 @@ def test_a_layer_that_disagrees_is_found(quantized: Path, monkeypatch: pytest.Mo
             half = len(gate_up[0].codes_NK) // 2
             turned = GroupWeight(gate_up[0].codes_NK.roll(half, 0), gate_up[0].scale_NG.roll(half, 0))
             gate_up = [turned, *gate_up[1:]]
-        return honest(x, ids, weights, gate_up, down)
+        return honest(x, ids, weights, gate_up, down, static)
 
     monkeypatch.setattr(fused, "exact_sum", lying)
     problems = validate(quantized).check("fused layer").problems

@@ -20,7 +20,8 @@ SHARD_GB = 5.0
 @click.option("--ep", type=click.IntRange(1), default=1, show_default=True, help="Groups of ranks that share out the "
               "experts.")  # fmt: skip
 @click.option("--tolerance", type=click.FloatRange(0), default=0.0, show_default=True,
-              help="How far a searched scale may stand from the true one, relative.")  # fmt: skip
+              help="How far a searched scale (vllm-cutlass) may stand from the true one, relative; the refusal says "
+              "what would be enough.")  # fmt: skip
 @click.option("-o", "--output-dir", type=click.Path(path_type=Path),
               help="Default: SOURCE-NAME, beside the source if that is the working directory, else here.")  # fmt: skip
 @click.option("--shard-gb", type=click.FloatRange(0, min_open=True), help=f"Default: {SHARD_GB:g}.")

@@ -6,7 +6,7 @@ Letters: E a rank's experts, N output rows as they are stored.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -50,28 +50,36 @@ def _input_scales(stacker: Stacker, layer: Layer, held: range, read: Read) -> It
 
 
 def _biases(stacker: Stacker, layer: Layer, held: range, tp_rank: int, read: Read) -> Iterator[Tensor]:
-    """[E, N] each: cut, padded and joined as the rows of the weights; the bias of down only on the first TP rank,
-    because the ranks' results are added up.
+    every = [_biases_of(layer, expert, read) for expert in held]
+    yield from stack_biases(stacker, every, tp_rank)
+
+
+def stack_biases(stacker: Stacker, every: Sequence[Mapping[str, Tensor]], tp_rank: int) -> tuple[Tensor, Tensor]:
+    """Of w13 and w2, [E, N] each, from every expert's own by projection: cut, padded and joined as the rows of the
+    weights; the bias of down only on the first TP rank, because the ranks' results are added up.
     """
     order = stacker.layout.bias
     assert order is not None, "the plan lets no layout without biases through"
-    every = [_biases_of(layer, expert, read) for expert in held]
     share, s = stacker.split.share(tp_rank), stacker.split
     gate_up = [torch.cat([_padded(bias[p][share], s.intermediate) for p in stacker.layout.w13]) for bias in every]
-    down = [_padded(bias["down_proj"], s.hidden) for bias in every]
-    zeros = torch.zeros_like(torch.stack(down))
-    for rows in (torch.stack(gate_up), torch.stack(down) if tp_rank == 0 else zeros):
-        yield order.store(rows).contiguous()
+    down = torch.stack([_padded(bias["down_proj"], s.hidden) for bias in every])
+    down = down if tp_rank == 0 else torch.zeros_like(down)
+    return order.store(torch.stack(gate_up)).contiguous(), order.store(down).contiguous()
 
 
 def _biases_of(layer: Layer, expert: int, read: Read) -> Mapping[str, Tensor]:
     found: dict[str, Tensor] = {}
     for holder in layer.biases[expert]:
         bias_N = read(holder.item.expected.name, holder.part)
-        count = len(holder.projections)
-        split = bias_N.view(-1, count).unbind(1) if holder.item.expected.interleaved else bias_N.chunk(count)
-        found |= {name: each.contiguous() for name, each in zip(holder.projections, split, strict=True)}
+        rows = split_bias(bias_N, len(holder.projections), holder.item.expected.interleaved)
+        found |= dict(zip(holder.projections, rows, strict=True))
     return found
+
+
+def split_bias(bias_N: Tensor, count: int, interleaved: bool) -> list[Tensor]:
+    """The biases of `count` projections that share one, their rows in turn or one after the other."""
+    split = bias_N.view(-1, count).unbind(1) if interleaved else bias_N.chunk(count)
+    return [each.contiguous() for each in split]
 
 
 def _padded(bias_N: Tensor, n: int) -> Tensor:

@@ -46,6 +46,8 @@ class LaidOut:
         self.stacker: Stacker = _stack.make(layout, r.form, self.split, r.holding, r.tolerance)
         self.top = CheckpointReader(folder)
         tags = [folder_of(rank, self.split.ranks) for rank in range(self.split.ranks)]
+        for tag in filter(None, tags):
+            refuse_link_out(folder, folder / tag)
         self.ranks = [CheckpointReader(folder / tag) if tag else self.top for tag in tags]
 
     def _split_of(self, layout: Layout) -> Split:
@@ -64,7 +66,10 @@ class LaidOut:
         split = Split(sizes, r.tp, r.ep, r.pad)
         problems = split.refusals()
         problems += [f"{n}: its digest or its header is missing" for n in sorted(self.specs.keys() ^ r.tensors.keys())]
-        problems += [] if r.holding < len(holdings) else [f"{layout.name} has no holding {r.holding}"]
+        if r.holding >= len(holdings):
+            problems.append(f"{layout.name} has no holding {r.holding}")
+        elif r.tolerance and not holdings[r.holding].scales.searched:
+            problems.append(f"a tolerance of {r.tolerance}, and {layout.name} holds scales exactly")
         raise_all(problems, CheckpointError, f"{_record.RECORD} says what cannot be")
         return split
 
@@ -106,6 +111,26 @@ class LaidOut:
         """Where the canonical checkpoint keeps its experts."""
         family, items = inventory(self.config, self.specs)
         return layers_of(family, items.values())
+
+    def require_complete(self) -> None:
+        """Raises: CheckpointError naming every stack and tensor that the way back needs and no header announces."""
+        problems: list[str] = []
+
+        def look(found: TensorSpec | None, planned: TensorSpec, where: Path) -> None:
+            if found is None or (found.dtype, found.shape) != (planned.dtype, planned.shape):
+                expected = f"{planned.dtype} {list(planned.shape)}"
+                problems.append(f"{found or f'{planned.name}: not in {where}'}, expected {expected}")
+
+        for reader in self.ranks:
+            for name, planned in self.planned.items():
+                look(reader.specs.get(name), planned, reader.folder)
+        for name in self.others():
+            look(self.kept.get(name) or self.top.specs.get(name), self.specs[name], self.folder)
+        if self.stacker.keeps_scales:
+            items = {h.item.expected.name: h.item for layer in self.layers.values() for e in layer.experts for h in e}
+            for spec in (spec for item in items.values() for spec in item.tensors[1:]):
+                look(self.kept.get(spec.name), spec, self.folder / _record.KEPT)
+        raise_all(problems, CheckpointError, f"{self.folder} is not complete, or damaged: fetch it again")
 
     def stored(self, layer: Layer, expert: int, stack: str, tp_rank: int) -> Stored:
         """One expert's pieces as a rank holds them, by suffix."""

@@ -75,6 +75,14 @@ class Record:
             "canonical_sha256": self.canonical,
         }
 
+    @property
+    def copies(self) -> dict[str, str]:
+        """File in the directory -> SHA-256, of everything that is a copy of the canonical checkpoint's."""
+        found = {f"{HEADERS}/{shard}.header": said["header"] for shard, said in self.shards.items()}
+        for name, said in self.files.items():
+            found[f"{FILES}/{name}" if said["kept"] else name] = said["sha256"]
+        return found
+
     def render(self) -> bytes:
         """The file's bytes, its checksum first."""
         content = {"tool": {"name": "w4afp8", "version": __version__}, **asdict(self)}

@@ -83,12 +83,11 @@ def table_of_eight(order: Order, channel: Order) -> Scales:
     """
 
     def encode(scale_NG: Tensor, tolerance: float) -> tuple[Tensor, ...]:
-        parts = [
-            search(rows, tolerance, at * SEARCH_ROWS) for at, rows in enumerate(torch.split(scale_NG, SEARCH_ROWS))
-        ]
-        t_NG = torch.cat([t for t, _ in parts])
+        found = [search(rows) for rows in torch.split(scale_NG, SEARCH_ROWS)]
+        t_NG, channel_N, error_N = (torch.cat(parts) for parts in zip(*found, strict=True))
+        _require_near(error_N, tolerance)
         table = (t_NG[..., None] * torch.arange(-8.0, 0.0)).to(torch.float8_e4m3fn)
-        return table, torch.cat([c for _, c in parts])
+        return table, channel_N
 
     def decode(stored: tuple[Tensor, ...], groups: int) -> Tensor:
         table, channel_N = stored
@@ -98,11 +97,18 @@ def table_of_eight(order: Order, channel: Order) -> Scales:
     return Scales(pieces, encode, decode, lambda n, g: ((n, g, 8), (n,)), searched=True)
 
 
-def search(scale_NG: Tensor, tolerance: float, first_row: int = 0) -> tuple[Tensor, Tensor]:
-    """The nearest t * c of every row: e4m3 values [N, G] and float32 [N].
+class FarScales(FormatError):
+    """Scales that stand farther from every number of a grid than was allowed; `distance` is what would have to be."""
+
+    def __init__(self, message: str, distance: float) -> None:
+        super().__init__(message)
+        self.distance = distance
+
+
+def search(scale_NG: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The nearest t * c of every row: e4m3 values [N, G], float32 [N], and the largest relative error of a row [N].
 
     Whatever c is, the row's largest scale is one of eight significands times a power of two: eight c are tried.
-    Raises: FormatError naming the first row that is farther away than `tolerance`.
     """
     largest_N = scale_NG.amax(1)
     usable_N = torch.where(largest_N > 0, largest_N, torch.ones_like(largest_N))
@@ -114,12 +120,16 @@ def search(scale_NG: Tensor, tolerance: float, first_row: int = 0) -> tuple[Tens
     error_SN = ((found_SNG - scale_NG).abs() / safe_NG).amax(2)
     best_N = error_SN.argmin(0)
     rows = torch.arange(len(best_N))
-    error_N = error_SN[best_N, rows]
+    return t_SNG[best_N, rows], channel_SN[best_N, rows], error_SN[best_N, rows]
+
+
+def _require_near(error_N: Tensor, tolerance: float) -> None:
+    """Raises: FarScales naming the first row that is farther away than `tolerance`."""
     bad = (~(error_N <= tolerance)).nonzero()
     if len(bad):
         n = int(bad[0])
-        raise FormatError(
-            f"row {first_row + n}: no e4m3 scales times one factor come nearer than {float(error_N[n]):.2%} to its "
-            f"group scales, expected {'equality' if tolerance == 0 else f'at most {tolerance:.2%}'}"
+        raise FarScales(
+            f"row {n}: no e4m3 scales times one factor come nearer than {float(error_N[n]):.2%} to its "
+            f"group scales, expected {'equality' if tolerance == 0 else f'at most {tolerance:.2%}'}",
+            float(error_N.max()),
         )
-    return t_SNG[best_N, rows], channel_SN[best_N, rows]

@@ -90,6 +90,10 @@ class Layout:
     pad: int = PAD
     note: str = ""
 
+    def halves(self) -> list[str]:
+        """The order of w13's halves in an engine's words: gate and up."""
+        return [name.removesuffix("_proj") for name in self.w13]
+
     def holdings(self, form: str) -> tuple[Holding, ...] | str:
         """How weights of this form (`int4`, `mxfp4`) are held, or why they are not."""
         found: tuple[Holding, ...] | str = getattr(self, form)

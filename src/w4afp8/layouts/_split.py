@@ -80,6 +80,15 @@ class Split:
             )
         return why
 
+    def described(self) -> dict[str, int]:
+        """The true sizes, then the stored ones, as record and config say them."""
+        s = self.sizes
+        return {
+            "experts": s.experts, "hidden": s.hidden, "intermediate": s.intermediate, "group": s.group,
+            "experts_per_rank": self.local_experts, "hidden_stored": self.hidden,
+            "intermediate_stored_per_rank": self.intermediate,
+        }  # fmt: skip
+
     def notes(self) -> list[str]:
         """What was padded and why, in words; nothing when nothing was."""
         s = self.sizes

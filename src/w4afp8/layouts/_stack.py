@@ -19,6 +19,8 @@ from w4afp8.formats._spec import GroupWeight, MicroWeight, Weight
 from w4afp8.layouts._spec import STACKS, Holding, Layout, Piece
 from w4afp8.layouts._split import Split
 
+PIECE_BYTES = 1 << 18  # recoded at once: they and the result stay in a core's cache
+
 Stored = dict[str, Tensor]  # by the piece's suffix; the expert axis is 1 long
 
 
@@ -185,9 +187,25 @@ def _inverse(values: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _looked_up(values: tuple[int, ...], bytes_NJ: Tensor) -> Tensor:
-    """Both nibbles of every byte recoded.  A flip of the same bits of every code needs no table."""
-    flipped = values[0]
-    if all(value == code ^ flipped for code, value in enumerate(values)):
-        return bytes_NJ ^ (flipped | flipped << 4) if flipped else bytes_NJ
+    """Both nibbles of every byte recoded.  Where the codes below 8 and those from 8 on each have bits flipped, and so
+    in every layout but one, no table is needed.
+    """
+    low, high = values[0], values[8] ^ 8
+    if all(value == code ^ (high if code & 8 else low) for code, value in enumerate(values)):
+        return _flipped(low, high, bytes_NJ)
     table = numpy.array([values[byte & 15] | values[byte >> 4] << 4 for byte in range(256)], dtype=numpy.uint8)
     return torch.from_numpy(table[bytes_NJ.numpy()])  # five times as fast as torch's own indexing
+
+
+def _flipped(low: int, high: int, bytes_NJ: Tensor) -> Tensor:
+    """Every nibble xor `low`, or `high` where its top bit is set."""
+    if low == high:
+        return bytes_NJ ^ (low * 0x11) if low else bytes_NJ
+    found = torch.empty_like(bytes_NJ, memory_format=torch.contiguous_format)
+    flat = bytes_NJ.reshape(-1)
+    for piece, out in zip(torch.split(flat, PIECE_BYTES), torch.split(found.view(-1), PIECE_BYTES), strict=True):
+        torch.bitwise_right_shift(piece, 3, out=out)
+        out.bitwise_and_(0x11).mul_(low ^ high).bitwise_xor_(piece)
+        if low:
+            out.bitwise_xor_(low * 0x11)
+    return found

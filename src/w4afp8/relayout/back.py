@@ -21,19 +21,22 @@ from w4afp8.convert import jobs as parallel
 from w4afp8.convert import output, resources
 from w4afp8.convert.resources import Needs
 from w4afp8.convert.survey import headers_identity
-from w4afp8.errors import CheckpointError, RecipeError, Stopped
+from w4afp8.errors import CheckpointError, RecipeError, Stopped, raise_all
 from w4afp8.events import Listener, ignore
 from w4afp8.layouts import _record
 from w4afp8.layouts._directory import LaidOut
+from w4afp8.layouts._record import Record
 from w4afp8.recipes._recipe import Resume
 from w4afp8.relayout.plan import COPIES
 from w4afp8.relayout.run import STATE
+from w4afp8.validate import seal
 
 PROOF = "every tensor and file has the digest that the canonical checkpoint had"
 
 
 def prepare_back(source: Path, jobs: int | None = None) -> tuple[LaidOut, Needs, int]:
-    """What can be refused from headers, what it takes, and how many experts at a time (default: by the cores).
+    """What can be refused from headers and kept files, what it takes, and how many experts at a time (default: by the
+    cores).
 
     Raises: RecipeError, CheckpointError, FormatError.
     """
@@ -42,13 +45,28 @@ def prepare_back(source: Path, jobs: int | None = None) -> tuple[LaidOut, Needs,
         raise CheckpointError(f"{source}: no such directory; give the directory of a layout")
     if not _record.is_laid_out(source):
         raise RecipeError(f"{source} holds no {_record.RECORD}: it has no layout to go back from")
+    _check_copies(source, _record.read(source))
     laid = LaidOut(source)
+    laid.require_complete()
     s = laid.split.sizes
     largest = 3 * s.hidden * s.intermediate // 2
     total = sum(said["bytes"] for said in (*laid.record.shards.values(), *laid.record.files.values()))
     resident = psutil.Process().memory_info().rss
     phases = {"one expert a job": jobs * COPIES * largest}
     return laid, Needs(resident, phases, output=total, state=0, remedy="lower --jobs"), jobs
+
+
+def _check_copies(source: Path, record: Record) -> None:
+    """Raises: CheckpointError naming every file that is not the one that was kept."""
+    problems = []
+    for name, digest in record.copies.items():
+        path = source / name
+        refuse_link_out(source, path)
+        if not path.is_file():
+            problems.append(f"{name}: not there; the directory is not complete, fetch it again")
+        elif seal.digest(path) != digest:
+            problems.append(f"{name}: not the bytes that it had; the directory is damaged, fetch it again")
+    raise_all(problems, CheckpointError, f"{source} does not hold what the way back needs")
 
 
 def restore(

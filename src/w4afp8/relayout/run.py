@@ -95,7 +95,6 @@ def _fingerprint(order: Order) -> dict[str, Any]:
 
 def _record_of(order: Order, stacker: Stacker, found: dict[str, Any]) -> Record:
     split = stacker.split
-    s = split.sizes
     return Record(
         layout=order.layout.name,
         version=order.layout.version,
@@ -107,12 +106,8 @@ def _record_of(order: Order, stacker: Stacker, found: dict[str, Any]) -> Record:
         tp=split.tp,
         ep=split.ep,
         pad=split.pad,
-        sizes={
-            "experts": s.experts, "hidden": s.hidden, "intermediate": s.intermediate, "group": s.group,
-            "experts_per_rank": split.local_experts, "hidden_stored": split.hidden,
-            "intermediate_stored_per_rank": split.intermediate,
-        },
-        w13=[name.removesuffix("_proj") for name in order.layout.w13],
+        sizes=split.described(),
+        w13=order.layout.halves(),
         notes=split.notes(),
         canonical=_record.canonical_checksum({name: said["sha256"] for name, said in found["shards"].items()}),
         shards=found["shards"],

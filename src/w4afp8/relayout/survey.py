@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from w4afp8.convert.publish import side_files
 from w4afp8.convert.survey import first_not_finite
 from w4afp8.errors import FormatError, QuantizationError, W4AFP8Error, raise_all
 from w4afp8.layouts._experts import Holder
+from w4afp8.layouts._scales import FarScales
 from w4afp8.layouts._spec import STACKS
 from w4afp8.layouts._stack import Matrix, Stacker
 from w4afp8.relayout.plan import Order
@@ -75,6 +78,7 @@ def header_bytes(path: Path) -> bytes:
 def _choose(order: Order, progress: Progress) -> int:
     """Every scale looked at: are they numbers, and which holding holds them all?"""
     refused: list[list[str]] = [[] for _ in order.stackers]
+    farthest = 0.0
     sick = [
         f"{spec} is {value}, expected a positive number" for spec in order.scales.values()
         if not 0 < (value := float(order.reader.read(spec.name).float().reshape(()))) < float("inf")
@@ -86,18 +90,40 @@ def _choose(order: Order, progress: Progress) -> int:
     for done, (bad, whys) in enumerate(in_parallel(order.jobs, looks), 1):
         sick += bad
         for why, found in zip(refused, whys, strict=True):
-            why += found if len(why) < MOST else []
+            why += [str(each) for each in found] if len(why) < MOST else []
+            farthest = max([farthest, *(each.distance for each in found)])
         progress("source values", done, len(looks))
     raise_all(sick[:MOST], QuantizationError, "the source holds numbers that are not finite; fetch it again")
     for number, why in enumerate(refused):
         if not why:
             return number
-    near = "; --tolerance says how near is near enough" if order.stackers[-1].holding.scales.searched else ""
-    raise_all(refused[-1][:MOST], FormatError, f"{order.layout.name} does not hold these scales{near}")
+    raise_all(refused[-1][:MOST], FormatError, f"{order.layout.name} does not hold these scales{_remedy(farthest)}")
     raise AssertionError("some holding refused, so one reason was raised")
 
 
-def _look(order: Order, name: str, holders: tuple[Holder, ...]) -> tuple[list[str], list[list[str]]]:
+def _remedy(farthest: float) -> str:
+    """What to do about scales that are `farthest` away at most, where anything can be done."""
+    if not 0 < farthest < 1:
+        return ""
+    enough = math.ceil(farthest * 1e4) / 1e4
+    return (
+        f"; run it again with --tolerance {enough:g}, which all of them keep, if a scale may stand that far from the "
+        "true one (docs/layouts.md says what that costs; the way back stays exact), or take another layout"
+    )
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """Why a stack of an expert is not held, and the tolerance that would hold it; 0 where none does."""
+
+    says: str
+    distance: float
+
+    def __str__(self) -> str:
+        return self.says
+
+
+def _look(order: Order, name: str, holders: tuple[Holder, ...]) -> tuple[list[str], list[list[_Refusal]]]:
     """What of one expert is no number, and what each holding does not hold."""
     sick: list[str] = []
     matrices: dict[str, Matrix] = {}
@@ -110,13 +136,17 @@ def _look(order: Order, name: str, holders: tuple[Holder, ...]) -> tuple[list[st
     return sick, [[] if sick else _refusals(stacker, name, matrices) for stacker in order.stackers]
 
 
-def _refusals(stacker: Stacker, name: str, matrices: Mapping[str, Matrix]) -> list[str]:
+def _refusals(stacker: Stacker, name: str, matrices: Mapping[str, Matrix]) -> list[_Refusal]:
+    """One for each stack that some rank does not hold."""
     found = []
     for stack in STACKS:
+        whys: list[W4AFP8Error] = []
         for rank in range(stacker.split.tp):
             try:
                 stacker.check(stack, matrices, rank)
             except W4AFP8Error as error:
-                found.append(f"{name} {stack}: {error}")
-                break
+                whys.append(error)
+        if whys:
+            distance = max(why.distance if isinstance(why, FarScales) else 0.0 for why in whys)
+            found.append(_Refusal(f"{name} {stack}: {whys[0]}", distance))
     return found

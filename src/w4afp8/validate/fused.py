@@ -7,6 +7,7 @@ e4m3 with a scale per row, both products to bfloat16.  Letters: T tokens, H hidd
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ SCHEMES = ("W4AFP8",)  # what the op and the sm_90a kernels multiply
 # core's short sums that is 2e-3 at DeepSeek-R1's size and about 1e-2 where K is 256 and nothing averages out;
 # in plain torch it is 1e-6.  One routing weight of four 10 % off adds 5e-2, a wrong expert or matrix far more.
 LAYER_ERROR = 2.5e-2
+Static: TypeAlias = tuple[Tensor, Tensor]  # activation scales of gate and up, and of down: float32 [1] each
 
 
 def local_ids(inputs: Inputs, batch: Sequence[int]) -> Tensor:
@@ -32,16 +34,27 @@ def local_ids(inputs: Inputs, batch: Sequence[int]) -> Tensor:
 
 
 def exact_sum(
-    x_TH: Tensor, ids_TK: Tensor, weights_TK: Tensor, gate_up: Sequence[GroupWeight], down: Sequence[GroupWeight]
+    x_TH: Tensor,
+    ids_TK: Tensor,
+    weights_TK: Tensor,
+    gate_up: Sequence[GroupWeight],
+    down: Sequence[GroupWeight],
+    static: Static | None = None,
 ) -> Tensor:
     """The weighted sum over the experts of a batch: bfloat16 [T, H] in, float64 [T, H] out."""
+    first_scale, second_scale = static or (None, None)
     out = torch.zeros(x_TH.shape, dtype=torch.float64, device=x_TH.device)
-    seen = fp8.round_tokens(x_TH.float())
+    seen = _quantized(x_TH.float(), first_scale)
     for place, (first, second) in enumerate(zip(gate_up, down, strict=True)):
         token, slot = (ids_TK == place).nonzero(as_tuple=True)
         if not len(token):
             continue
         gate, up = multiply(seen[token], first).to(x_TH.dtype).float().chunk(2, dim=-1)
-        product = multiply(fp8.round_tokens(silu(gate) * up), second).to(x_TH.dtype).double()
+        product = multiply(_quantized(silu(gate) * up, second_scale), second).to(x_TH.dtype).double()
         out.index_add_(0, token, product * weights_TK[token, slot, None].double())
     return out
+
+
+def _quantized(x_TK: Tensor, scale: Tensor | None) -> Tensor:
+    """What the op sees of float32 `x`: e4m3 numbers, with a scale per token or the static one."""
+    return fp8.round_tokens(x_TK) if scale is None else fp8.encode(x_TK / scale).float() * scale

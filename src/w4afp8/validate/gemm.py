@@ -1,51 +1,31 @@
-"""The product that an engine computes: packed bytes times FP8 activations, beside float64.
+"""The product that an engine computes from a checkpoint, and what its static scales do to the activations.
 
-The op decodes the bytes by its own code (kernels/), the float64 side by the format's (formats/): two readers.
 Letters: T tokens, E experts of a batch, N x K a weight, G groups along K.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
 
-import w4afp8.kernels.ops  # noqa: F401  (registers torch.ops.w4afp8)
 from w4afp8.families._spec import PROJECTIONS
 from w4afp8.formats._spec import GroupWeight, MicroWeight
 from w4afp8.formats._target import CheckpointFormat
 from w4afp8.numerics import fp8
-from w4afp8.numerics.distance import relative_frobenius
-from w4afp8.validate import fused, micro
+from w4afp8.validate import fused
 from w4afp8.validate.findings import Check, LayerNumbers
+from w4afp8.validate.products import BATCH_BYTES, Batch, compare_layer, compare_products, swiglu
 from w4afp8.validate.sides import Inputs, Side
-from w4afp8.validate.weights import multiply
 
-# Relative Frobenius distance beyond what rounding the exact product to bfloat16 costs (1.7e-3 rms, up to 3.9e-3 when
-# one output value dwarfs the others).  A float32 sum adds 1e-6, an FP8 tensor core's shorter one stays below 1e-3; a
-# wrong nibble, scale or expert adds more than 1e-2.
-GEMM_ERROR = 2e-3
 # e4m3 rounds to 2.6 % (rms) where it is normal; a static scale that leaves more crushes or clips the activations.
 STATIC_ERROR = 0.2
 CLIPPED = 0.01  # share of recorded activations beyond 448 * input_scale
-# Packed weights of one call: a batch is held packed, prepacked and as codes, four times that.
-BATCH_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}
 PRODUCTS = {
     "W4AFP8": "torch.ops.w4afp8.grouped_gemm on the packed bytes",
     "MXFP4": "a plain product of the packed bytes, made bfloat16 as weight-only engines do,",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """Some experts' packed weights as the op takes them, and what the format decodes from the same bytes."""
-
-    packed: Tensor  # int8 [E, N, K/2], or what prepack makes of it; uint8 of MXFP4
-    scale: Tensor  # bfloat16 [E, N, G], likewise; uint8 exponents of MXFP4
-    layout: str  # canonical, sm90, or mxfp4
-    decoded: list[GroupWeight]  # [N, K] each
 
 
 class GemmChecks:
@@ -82,65 +62,31 @@ class GemmChecks:
             gate_up, down = (_load(output, layer, site, batch) for site in ("gate_up", "down"))
             rows = [inputs.rows_of(expert)[0] for expert in batch]
             exact = self._multiply(output, numbers, "gate_up", batch, gate_up, [inputs.x[r] * fold_H for r in rows])
-            hidden = [_swiglu(product) for product in exact]
+            hidden = [swiglu(product) for product in exact]
             for h, expert, row in zip(hidden, batch, rows, strict=True) if ranges else ():
                 ranges["down"].see(h[inputs.weight_of(expert, row) > 0])
             self._multiply(output, numbers, "down", batch, down, hidden)
             if self.fused.idle is None and (kind == "cuda" or begin == 0):
-                self._fuse(output, numbers, inputs, fold_H, batch, gate_up, down)
+                self._fuse(numbers, replace(inputs, x=inputs.x * fold_H), batch, gate_up, down)
         for site, seen in ranges.items():
             numbers.activation[site] = seen.numbers()
             if inputs.recorded:
                 self._judge_static(output, layer, site, seen)
 
     def _multiply(
-        self, output: Side, numbers: LayerNumbers, site: str, batch: list[int], weights: _Batch, x: list[Tensor]
+        self, output: Side, numbers: LayerNumbers, site: str, batch: list[int], weights: Batch, x: list[Tensor]
     ) -> list[Tensor]:
         """The float64 products of a batch, after comparing the op's with them."""
-        bounds = [0, *torch.tensor([len(rows) for rows in x]).cumsum(0).tolist()]
-        codes, scale_T = torch.ops.w4afp8.quantize_fp8(torch.cat(x), "token")
-        product = _product(codes, scale_T, weights, torch.tensor(bounds, device=codes.device))
-        exact: list[Tensor] = []
-        for place, (expert, begin, end) in enumerate(zip(batch, bounds, bounds[1:])):
-            mine = slice(begin, end)
-            seen = codes[mine].double() * scale_T[mine, None].double()
-            exact.append(multiply(seen, weights.decoded[place]))
-            error = beyond_rounding(product[mine], exact[-1])
-            numbers.gemm[site] = max(numbers.gemm.get(site, 0.0), error)
-            self.gemm.examined += 1
-            if not error <= GEMM_ERROR or not bool(product[mine].isfinite().all()):
-                self.gemm.blame(
-                    f"{output.family.expert(output.d, numbers.layer, expert)} {site}",
-                    f"a product {error:.2g} off (Frobenius)",
-                    f"at most {GEMM_ERROR:g}", "the bytes or the kernel are wrong: report it with this directory",
-                )  # fmt: skip
+        names = [f"{output.family.expert(output.d, numbers.layer, expert)} {site}" for expert in batch]
+        exact, error = compare_products(self.gemm, names, weights, x)
+        numbers.gemm[site] = max(numbers.gemm.get(site, 0.0), error)
         return exact
 
-    def _fuse(
-        self,
-        output: Side,
-        numbers: LayerNumbers,
-        inputs: Inputs,
-        fold_H: Tensor,
-        batch: list[int],
-        gate_up: _Batch,
-        down: _Batch,
-    ) -> None:
-        """The op's sum over the experts of a batch beside the exact one; other experts add nothing to either."""
-        ids, x = fused.local_ids(inputs, batch), (inputs.x * fold_H).to(torch.bfloat16)
-        if not bool((ids >= 0).any()):
-            return
-        weights = gate_up.packed, gate_up.scale, down.packed, down.scale
-        found = torch.ops.w4afp8.fused_moe(x, ids, inputs.weights, *weights, layout=gate_up.layout)
-        exact = fused.exact_sum(x, ids, inputs.weights, gate_up.decoded, down.decoded)
-        error = beyond_rounding(found, exact)
-        numbers.fused = max(numbers.fused or 0.0, error)
-        self.fused.examined += 1
-        if not error <= fused.LAYER_ERROR or not bool(found.isfinite().all()):
-            self.fused.blame(
-                f"layer {numbers.layer}, experts {batch[0]} to {batch[-1]}", f"a sum {error:.2g} off (Frobenius)",
-                f"at most {fused.LAYER_ERROR:g}", "the bytes or the kernels are wrong: report it with this directory",
-            )  # fmt: skip
+    def _fuse(self, numbers: LayerNumbers, inputs: Inputs, batch: list[int], gate_up: Batch, down: Batch) -> None:
+        name = f"layer {numbers.layer}, experts {batch[0]} to {batch[-1]}"
+        error = compare_layer(self.fused, name, inputs, batch, gate_up, down)
+        if error is not None:
+            numbers.fused = max(numbers.fused or 0.0, error)
 
     def _static_scale(self, output: Side, layer: int, site: str) -> float:
         """What SGLang multiplies with: the largest of the layer's experts, rounded to bfloat16."""
@@ -168,12 +114,6 @@ class GemmChecks:
                 name, f"recorded activations off by {seen.error:.1%} under the scale {seen.scale:g}",
                 f"at most {STATIC_ERROR:.0%}", "the scale is far too large: calibrate it again",
             )  # fmt: skip
-
-
-def beyond_rounding(found: Tensor, exact: Tensor) -> float:
-    """Relative Frobenius distance of `found` from `exact`, less that of `exact` rounded to the type of `found`."""
-    rounding = relative_frobenius(exact.to(found.dtype), exact)
-    return max(0.0, relative_frobenius(found, exact) - rounding)
 
 
 class _Range:
@@ -211,7 +151,7 @@ class _Range:
         }  # fmt: skip
 
 
-def _load(output: Side, layer: int, site: str, batch: list[int]) -> _Batch:
+def _load(output: Side, layer: int, site: str, batch: list[int]) -> Batch:
     """Gate and up stacked on rows, gate first, or down: bytes as they are on disk, scales as the engine casts them.
 
     On a GPU both are prepacked, as an engine that calls the sm_90a kernels does at load.
@@ -235,23 +175,9 @@ def _load(output: Side, layer: int, site: str, batch: list[int]) -> _Batch:
     weight, scale, layout = torch.stack(packed), torch.stack(scales), "mxfp4" if of_micro else "canonical"
     if output.device.type == "cuda":
         (weight, scale), layout = torch.ops.w4afp8.prepack(weight, scale), "sm90"
-    return _Batch(weight, scale, layout, decoded)
-
-
-def _product(codes: Tensor, scale_T: Tensor, weights: _Batch, offsets: Tensor) -> Tensor:
-    """What an engine computes from the bytes: bfloat16 [T, N]."""
-    if weights.layout == "mxfp4":
-        return micro.grouped_product(codes, scale_T, weights.packed, weights.scale, offsets)
-    operands = codes, scale_T, weights.packed, weights.scale, offsets, torch.bfloat16, weights.layout
-    product: Tensor = torch.ops.w4afp8.grouped_gemm(*operands)
-    return product
+    return Batch(weight, scale, layout, decoded)
 
 
 def _as_the_op_takes(stored: Tensor) -> Tensor:
     """int8 [N, K/2]: as stored, or of 32-bit words with code + 8 in each nibble what an engine makes at load."""
     return stored if stored.dtype == torch.int8 else (stored.view(torch.uint8) ^ 0x88).view(torch.int8)
-
-
-def _swiglu(gate_up: Tensor) -> Tensor:
-    gate, up = gate_up.chunk(2, dim=-1)
-    return (silu(gate) * up).float()

@@ -1,234 +1,92 @@
 """Proving a directory in a runtime layout: the canonical checkpoint comes out of it, byte for byte, and nothing else.
 
-Streamed, without a second copy: each expert is taken out of its stacks, its tensors' digests compared with the recorded
-ones, and laid out again, which must give the stored bytes (so padding counts too).
+Streamed, without a second copy: the canonical files are made again and hashed instead of written, each expert taken out
+of its stacks is laid out again, which must give the stored bytes (so padding counts too), and the stacks that the ops
+here read are multiplied as they are.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from w4afp8._version import __version__
-from w4afp8.checkpoint import atomic
-from w4afp8.checkpoint.header import read_header, render_header
-from w4afp8.checkpoint.reader import CONFIG, INDEX
-from w4afp8.checkpoint.spec import TensorSpec
-from w4afp8.errors import W4AFP8Error
-from w4afp8.layouts import _derived, _record, _written
+from w4afp8.errors import RecipeError, W4AFP8Error
+from w4afp8.kernels import device as devices
+from w4afp8.layouts import _record
 from w4afp8.layouts._directory import LaidOut
-from w4afp8.layouts._experts import Layer
-from w4afp8.layouts._spec import STACKS
-from w4afp8.layouts._split import folder_of
-from w4afp8.layouts._stack import Matrix
-from w4afp8.validate import gate
-from w4afp8.validate.findings import Check, Progress, ValidationReport, silent
-from w4afp8.validate.seal import seal_files, sealed_files
+from w4afp8.validate import packed
+from w4afp8.validate.findings import Progress, ValidationReport, silent
+from w4afp8.validate.laid_out import THEN, LayoutChecks
 
-THEN = "the directory changed after it was written: convert the canonical checkpoint again, or fetch it again"
+CPU = torch.device("cpu")
 
 
-def validate_layout(folder: Path, against: Path | None = None, on_progress: Progress | None = None) -> ValidationReport:
+def place(folder: Path, sample: int | None, device: str) -> torch.device:
+    """Where the stacks are multiplied.  Raises: RecipeError for options that mean nothing here, DeviceError."""
+    try:
+        record = _record.read(folder)
+    except W4AFP8Error:
+        return CPU  # the report says what is wrong with the record
+    if packed.multiplied(record):
+        return devices.resolve(device, "validate --device cuda")
+    what = f"nothing here multiplies {record.form} in {record.layout}"
+    if sample is not None:
+        raise RecipeError(f"--quick and --sample: {what}, and its bytes are always compared whole; leave them out")
+    if device == "cuda":
+        raise RecipeError(f"--device cuda: {what}, its bytes are compared; leave it out")
+    return CPU
+
+
+def validate_layout(
+    folder: Path,
+    against: Path | None = None,
+    on_progress: Progress | None = None,
+    *,
+    sample: int | None = None,
+    device: torch.device = CPU,
+) -> ValidationReport:
     """Prove it; with `against`, the canonical directory, that it is that one.
 
-    What is wrong stands in the report.  Memory is a few experts.
+    Every byte is compared; `sample` experts of every layer are multiplied, all of them when it is None.
+    What is wrong stands in the report.  Memory is a batch of experts.
     """
     began = time.monotonic()
-    report = ValidationReport(__version__, folder.resolve().name, against.resolve().name if against else None, "", None)
-    checks = _Checks()
-    report.checks += checks.all
+    name = folder.resolve().name
+    report = ValidationReport(__version__, name, against.resolve().name if against else None, "", sample)
+    checks, products = LayoutChecks(), packed.PackedChecks()
+    report.checks += [*checks.all[:-1], *products.all, checks.proven]
     try:
+        checks.files(folder, _record.read(folder))
         laid = LaidOut(folder)
     except W4AFP8Error as error:
         checks.record.blame(_record.RECORD, str(error), "a sound record, index and headers", THEN)
-        for check in checks.all[1:]:
-            check.skip("the directory cannot be read")
-        return report
-    with laid:
-        report.against = report.against or f"its canonical checkpoint ({laid.record.canonical[:12]}...)"
-        report.format = f"{laid.record.weight_format} in {laid.record.layout}"
-        try:
-            checks.run(laid, on_progress or silent)
-        except W4AFP8Error as error:
-            checks.record.blame(folder.name, str(error), "what its record says", THEN)
-        checks.proof(laid, against)
-        report.bytes_out = sum(s.span_bytes for r in {id(r): r for r in (laid.top, *laid.ranks)}.values()
-                               for s in r.specs.values())  # fmt: skip
+        for check in report.checks[1:]:
+            if not check.failed:
+                check.skip("the directory cannot be read")
+    else:
+        with laid:
+            _prove(laid, checks, products, report, against, on_progress or silent, device)
     report.seconds = round(time.monotonic() - began, 3)
     return report
 
 
-class _Checks:
-    """Every promise, and what tests it."""
-
-    def __init__(self) -> None:
-        self.record = Check("record", "layout.json is as it was written, and headers and indexes can be read")
-        self.form = Check("written form", "headers, indexes and configs are those that this layout and split have")
-        self.canonical = Check("canonical", "every tensor and file of the canonical checkpoint comes out byte for byte")
-        self.stacks = Check("stacks", "every stack holds these experts, its padding is zero, and nothing else")
-        self.derived = Check("scales and biases", "each rank's activation scales and biases are those of its experts")
-        self.strange = Check("strangers", "no file is there that the layout does not have")
-        self.proven = Check("canonical proof", "the canonical checkpoint was proven by w4afp8 validate")
-        self.all = [self.record, self.form, self.canonical, self.stacks, self.derived, self.strange, self.proven]
-
-    def run(self, laid: LaidOut, progress: Progress) -> None:
-        """All but the last, which asks other questions."""
-        self._form(laid)
-        self._files(laid)
-        done, total = 0, sum(len(layer.experts) for layer in laid.layers.values())
-        digests: dict[str, hashlib._Hash] = {}
-        for layer in laid.layers.values():
-            for expert in range(len(layer.experts)):
-                progress("experts", done, total)
-                self._expert(laid, layer, expert, digests)
-                done += 1
-        for name in laid.others():
-            own = digests.setdefault(name, hashlib.sha256())
-            for piece in laid.pieces_of(name):
-                own.update(piece.numpy().data)
-        for name, digest in laid.record.tensors.items():
-            self.canonical.examined += 1
-            if name not in digests or digests[name].hexdigest() != digest:
-                self.canonical.blame(name, "other bytes", f"SHA-256 {digest[:12]}...", THEN)
-        self._derived(laid)
-        progress("experts", total, total)
-
-    def _expert(self, laid: LaidOut, layer: Layer, expert: int, digests: dict[str, hashlib._Hash]) -> None:
-        matrices: dict[str, Matrix] = {}
-        for holder, tensors in laid.tensors(layer, expert):
-            for name, tensor in tensors.items():
-                digests.setdefault(name, hashlib.sha256()).update(_raw(tensor).numpy().data)
-            matrices |= holder.matrices(tensors)
-        for stack in STACKS:
-            for tp_rank in range(laid.split.tp):
-                self.stacks.examined += 1
-                found = laid.stored(layer, expert, stack, tp_rank)
-                who = f"{layer.stem}.{stack} of expert {expert} on TP rank {tp_rank}"
-                try:
-                    expected = laid.stacker.store(stack, matrices, tp_rank)
-                except W4AFP8Error as error:
-                    self.stacks.blame(who, str(error), "scales that the layout holds", THEN)
-                    continue
-                for suffix, tensor in expected.items():
-                    where = _first_difference(found[suffix], tensor)
-                    if where is not None:
-                        self.stacks.blame(f"{who}, {suffix or 'codes'}", f"byte {where} differs", "what its experts "
-                                          "give, with zeros as padding", THEN)  # fmt: skip
-
-    def _form(self, laid: LaidOut) -> None:
-        ranks = laid.split.ranks
-        stacks = [spec for layer in laid.layers.values() for spec in _stack_specs(laid, layer)]
-        carried = [laid.specs[name] for name in laid.others() if name not in laid.kept]
-        places: list[tuple[str, int | None, list[TensorSpec]]]
-        places = [("", None, [*carried, *stacks] if ranks == 1 else carried)]
-        places += [(folder_of(rank, ranks), rank, stacks) for rank in range(ranks)] if ranks > 1 else []
-        for tag, rank, expected in places:
-            reader = laid.top if rank is None else laid.ranks[rank]
-            here = f"{tag}/" if tag else ""
-            wanted = {spec.name: (spec.dtype, spec.shape) for spec in expected}
-            for name in wanted.keys() | reader.specs.keys():
-                self.form.examined += 1
-                spec = reader.specs.get(name)
-                found = (spec.dtype, spec.shape) if spec else None
-                if found != wanted.get(name):
-                    self.form.blame(here + name, found or "no such tensor", wanted.get(name) or "no such tensor", THEN)
-            content = {
-                INDEX: _written.index(reader.specs.values()),
-                CONFIG: _written.config(laid.record, laid.config, laid.split, rank),
-            }
-            for file, value in content.items():
-                self.form.examined += 1
-                path = reader.folder / file  # an index may be missing where a model.safetensors stands
-                if not path.is_file() or path.read_bytes() != atomic.as_json(value):
-                    self.form.blame(here + file, "other bytes", "what the record and the headers say", THEN)
-            for shard in reader.shards:
-                self._header(reader.shard_path(shard), here + shard, laid.record.metadata)
-        if laid.kept:
-            self._header(laid.folder / _record.KEPT, _record.KEPT, {})
-
-    def _header(self, path: Path, name: str, metadata: Mapping[str, str]) -> None:
-        self.form.examined += 1
-        header, _ = render_header(read_header(path)[0], {"format": "pt", **metadata})
-        with path.open("rb") as raw:
-            if raw.read(len(header)) != header:
-                self.form.blame(name, "another header", "the one that was written", THEN)
-
-    def _files(self, laid: LaidOut) -> None:
-        known = {_record.RECORD, _record.KEPT, INDEX, CONFIG, *laid.top.shards}
-        for rank, reader in enumerate(laid.ranks):
-            tag = folder_of(rank, laid.split.ranks)
-            known |= {f"{tag}/{name}" for name in (INDEX, CONFIG, *reader.shards)} if tag else set()
-        expected = {f"{_record.HEADERS}/{s}.header": said["header"] for s, said in laid.record.shards.items()}
-        for name, said in laid.record.files.items():
-            expected[f"{_record.FILES}/{name}" if said["kept"] else name] = said["sha256"]
-        for name, digest in expected.items():
-            self.canonical.examined += 1
-            path = laid.folder / name
-            found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no such file"
-            if found != digest:
-                self.canonical.blame(name, found[:12], f"SHA-256 {digest[:12]}...", THEN)
-        for name in sealed_files(laid.folder):
-            self.strange.examined += 1
-            if name not in known and name not in expected:
-                self.strange.blame(name, "a file", "nothing of that name", "remove it, or publish it elsewhere")
-        self.record.examined += 1
-        if (laid.folder / _record.RECORD).read_bytes() != laid.record.render():
-            self.record.blame(_record.RECORD, "another form", "the form in which it was written", THEN)
-        shards = {name: said["sha256"] for name, said in laid.record.shards.items()}
-        if _record.canonical_checksum(shards) != laid.record.canonical:
-            self.record.blame(_record.RECORD, "another checksum", "that of the shards that it lists", THEN)
-
-    def _derived(self, laid: LaidOut) -> None:
-        for layer in laid.layers.values():
-            names = [spec.name for spec in _derived.specs(laid.stacker, layer, laid.scaled)]
-            for rank, reader in enumerate(laid.ranks if names else ()):
-                values = _derived.values(laid.stacker, layer, laid.scaled, rank, laid.read)
-                for name, value in zip(names, values, strict=True):
-                    self.derived.examined += 1
-                    if name not in reader.specs or _first_difference(reader.read(name), value) is not None:
-                        self.derived.blame(f"{name} of rank {rank}", "other numbers", "those of its experts", THEN)
-        if not self.derived.examined:
-            self.derived.idle = "this layout or this checkpoint has none"
-
-    def proof(self, laid: LaidOut, against: Path | None) -> None:
-        """The verdict that was kept with the canonical bytes, or stands in the canonical directory now."""
-        self.proven.examined += 1
-        place = against or laid.folder / _record.FILES
-        tensors, why = gate.proof_of(place)
-        if against is not None:
-            shards = {n: against / n for n in laid.record.shards if (against / n).is_file()}
-            digests = {name: seal.sha256 for name, (seal, _) in seal_files(shards)}
-            if _record.canonical_checksum(digests) != laid.record.canonical:
-                self.proven.blame(
-                    against.name, "another checkpoint", f"the canonical one, {laid.record.canonical}",
-                    "give --against the directory that was converted",
-                )  # fmt: skip
-                return
-        if why is not None:
-            self.proven.skip(f"{why}; validate the canonical checkpoint, then convert it, or give it as --against")
-        elif dict(tensors) != laid.record.tensors:
-            self.proven.blame("validation.json", "a verdict about other tensors", "one about these",
-                              "validate the canonical checkpoint, then convert it again")  # fmt: skip
-
-
-def _stack_specs(laid: LaidOut, layer: Layer) -> Iterator[TensorSpec]:
-    yield from (spec for _, _, spec in laid.stacker.specs(layer.stem))
-    yield from _derived.specs(laid.stacker, layer, laid.scaled)
-
-
-def _raw(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
-
-
-def _first_difference(one: Tensor, other: Tensor) -> int | None:
-    """The first byte that differs, or None."""
-    mine, theirs = _raw(one), _raw(other)
-    if mine.shape != theirs.shape:
-        return 0
-    bad = (mine != theirs).nonzero()
-    return int(bad[0]) if len(bad) else None
+def _prove(
+    laid: LaidOut, checks: LayoutChecks, products: packed.PackedChecks, report: ValidationReport, against: Path | None,
+    progress: Progress, device: torch.device,
+) -> None:  # fmt: skip
+    report.against = report.against or f"its canonical checkpoint ({laid.record.canonical[:12]}...)"
+    report.format = f"{laid.record.weight_format} in {laid.record.layout}"
+    try:
+        checks.run(laid, progress)
+        products.run(laid, report, device, report.sample, progress)
+    except W4AFP8Error as error:
+        checks.record.blame(laid.folder.name, str(error), "what its record says", THEN)
+        for check in report.checks[:-1]:
+            if not check.examined and check.idle is None:
+                check.skip("the directory cannot be read to its end")
+    checks.proof(laid, against)
+    readers = {id(reader): reader for reader in (laid.top, *laid.ranks)}.values()
+    report.bytes_out = sum(spec.span_bytes for reader in readers for spec in reader.specs.values())

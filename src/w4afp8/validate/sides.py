@@ -14,8 +14,9 @@ from w4afp8 import families
 from w4afp8.checkpoint.header import read_header
 from w4afp8.checkpoint.reader import CheckpointReader
 from w4afp8.checkpoint.spec import DTYPES
+from w4afp8.errors import CheckpointError
 from w4afp8.families._inventory import Item, take_inventory
-from w4afp8.families._spec import PROJECTIONS, Dimensions, Family
+from w4afp8.families._spec import PROJECTIONS, Dimensions, Family, Sizes
 from w4afp8.formats._spec import GroupWeight, MicroWeight
 from w4afp8.model.weights import Weights
 from w4afp8.numerics import groups
@@ -103,16 +104,42 @@ class RecordedInputs:
         self._path = folder / OWN_FOLDER / INPUTS
         self._specs = {s.name: s for s in read_header(self._path)[0]} if self._path.exists() else {}
 
-    def layer(self, layer: int, d: Dimensions) -> Inputs:
-        """The recorded inputs of `layer`; Gaussian ones of a fixed seed where there are none."""
+    def layer(self, layer: int, d: Sizes) -> Inputs:
+        """The recorded inputs of `layer`; Gaussian ones of a fixed seed where there are none.
+
+        Raises: CheckpointError when they are no inputs of such a layer.
+        """
         prefix = f"layers.{layer}."
         if f"{prefix}x" in self._specs:
+            self._require_sound(prefix, d)
             x, experts, weights = (self._read(f"{prefix}{part}") for part in ("x", "experts", "weights"))
-            return Inputs(x.float(), experts.long(), weights.float(), True)
+            found = Inputs(x.float(), experts.long(), weights.float(), True)
+            if not bool(((found.experts >= 0) & (found.experts < d.experts)).all()):
+                raise CheckpointError(f"{self._path.name}: {prefix}experts names experts beyond 0..{d.experts - 1}")
+            return found
         generator = torch.Generator().manual_seed(layer)
         x_TH = torch.randn(SYNTHETIC_TOKENS, d.hidden, generator=generator)
         experts = torch.rand(SYNTHETIC_TOKENS, d.experts, generator=generator).topk(d.experts_per_token).indices
-        return Inputs(x_TH, experts, torch.full(experts.shape, d.routed_scale / d.experts_per_token), False)
+        scale = d.routed_scale if isinstance(d, Dimensions) else 1.0
+        return Inputs(x_TH, experts, torch.full(experts.shape, scale / d.experts_per_token), False)
+
+    def _require_sound(self, prefix: str, d: Sizes) -> None:
+        tokens = self._specs[f"{prefix}x"].shape[:1]
+        shapes = {"x": (*tokens, d.hidden), "experts": (*tokens, d.experts_per_token)}
+        shapes["weights"] = shapes["experts"]
+        for part, shape in shapes.items():
+            spec = self._specs.get(f"{prefix}{part}")
+            if (
+                spec is None
+                or spec.shape != shape
+                or 0 in shape
+                or (part == "experts") != (spec.dtype in ("I64", "I32"))
+            ):
+                found = f"{spec.dtype} {list(spec.shape)}" if spec else "nothing"
+                raise CheckpointError(
+                    f"{self._path.name}: {prefix}{part} is {found}, expected {list(shape)} "
+                    f"{'whole numbers' if part == 'experts' else 'numbers'}; remove the file, or restore it"
+                )
 
     def _read(self, name: str) -> Tensor:
         spec = self._specs[name]
