@@ -40,18 +40,24 @@ def test_a_thread_finds_its_fragments_as_the_kernel_reads_them():
     before = codes(1, 1, 64, 128)
     words = layout.store_codes(before).view(torch.int32).reshape(2, 128, 4)
     e4m3 = lambda word: word.reshape(1).view(torch.uint8).view(torch.float8_e4m3fn).float() * 512  # noqa: E731
-    mask, sign = 0x87878787 - 2**32, 0x80808080
     for thread in (0, 5, 37, 127):
         warp, lane = divmod(thread, 32)
         row, quad = 16 * warp + lane // 4, lane % 4
         for step in range(4):
             for c16 in range(2):
                 word = int(words[step // 2, thread, 2 * (step % 2) + c16]) & 0xFFFFFFFF
-                for half, turned in enumerate((word, (word >> 4 | word << 28) & 0xFFFFFFFF)):
-                    magnitude = (turned & mask) + ((turned & sign) >> 7) & 0xFFFFFFFF
-                    found = e4m3(torch.tensor(magnitude, dtype=torch.int64).to(torch.uint32).view(torch.int32))
+                signs = word & 0x88888888
+                magnitudes = (word & 0x77777777) + rotated(signs, 7)
+                lower = magnitudes & 0x0F0F0F0F | signs & 0xF0F0F0F0
+                upper = rotated(magnitudes & 0xF0F0F0F0 | signs & 0x0F0F0F0F, 4)
+                for half, register in enumerate((lower, upper)):
+                    found = e4m3(torch.tensor(register, dtype=torch.int64).to(torch.uint32).view(torch.int32))
                     k = 32 * step + 16 * c16 + 4 * quad
                     assert found.tolist() == before[0, row + 8 * half, k : k + 4].tolist()
+
+
+def rotated(word: int, bits: int) -> int:
+    return (word >> bits | word << 32 - bits) & 0xFFFFFFFF
 
 
 def test_backwards_twice_is_the_same_pattern():
