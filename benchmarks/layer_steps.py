@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 CSRC = "src/w4afp8/kernels/csrc"
 ARCH = "-gencode=arch=compute_90a,code=sm_90a"
@@ -85,16 +86,20 @@ def paths(tree: Path) -> dict[str, str]:
 def correct(into: Path) -> None:
     """The tests of the layer on the GPU, and the memory checker."""
     tree = into / "tree"
-    words = (
-        f"{sys.executable} -m pytest -q -x -m gpu --noconftest -p no:cacheprovider tests/kernels/test_kernel_layer.py"
-    )
-    done = subprocess.run(words.split(), cwd=tree, env=paths(tree), capture_output=True, text=True, timeout=180)
-    print("tests:", last_lines(done), flush=True)
+    words = f"{sys.executable} -m pytest -q -x -m gpu --noconftest -p no:cacheprovider tests/kernels/test_kernel_layer.py"
+    print("tests:", verdict(words, 180, cwd=tree, env=paths(tree)), flush=True)
     step = into / json.loads((into / "steps.json").read_text())[-1]["name"]
     for tokens, counts in CHECKED_TOKENS.items():
         words = f"compute-sanitizer --tool memcheck {step}/n{tokens} {counts} {' '.join(map(str, CHECKED))} once"
-        done = subprocess.run(words.split(), capture_output=True, text=True, timeout=120)
-        print(f"memcheck n{tokens}:", last_lines(done), flush=True)
+        print(f"memcheck n{tokens}:", verdict(words, 60), flush=True)
+
+
+def verdict(words: str, seconds: float, **how: Any) -> str:
+    """How a command ended, in its last lines; one that does not end is no reason to time nothing."""
+    try:
+        return last_lines(subprocess.run(words.split(), capture_output=True, text=True, timeout=seconds, **how))
+    except subprocess.TimeoutExpired:
+        return f"no end after {seconds:.0f} s"
 
 
 def last_lines(done: subprocess.CompletedProcess[str]) -> str:
