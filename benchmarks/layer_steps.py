@@ -86,7 +86,9 @@ def paths(tree: Path) -> dict[str, str]:
 def correct(into: Path) -> None:
     """The tests of the layer on the GPU, and the memory checker."""
     tree = into / "tree"
-    words = f"{sys.executable} -m pytest -q -x -m gpu --noconftest -p no:cacheprovider tests/kernels/test_kernel_layer.py"
+    words = (
+        f"{sys.executable} -m pytest -q -x -m gpu --noconftest -p no:cacheprovider tests/kernels/test_kernel_layer.py"
+    )
     print("tests:", verdict(words, 180, cwd=tree, env=paths(tree)), flush=True)
     step = into / json.loads((into / "steps.json").read_text())[-1]["name"]
     for tokens, counts in CHECKED_TOKENS.items():
