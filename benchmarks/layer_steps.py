@@ -100,8 +100,8 @@ def verdict(words: str, seconds: float, **how: Any) -> str:
     """How a command ended, in its last lines; one that does not end is no reason to time nothing."""
     try:
         return last_lines(subprocess.run(words.split(), capture_output=True, text=True, timeout=seconds, **how))
-    except subprocess.TimeoutExpired:
-        return f"no end after {seconds:.0f} s"
+    except (subprocess.TimeoutExpired, OSError) as why:  # no end, or no memory checker
+        return str(why)
 
 
 def last_lines(done: subprocess.CompletedProcess[str]) -> str:
