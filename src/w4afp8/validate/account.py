@@ -27,8 +27,11 @@ def check_settings(
     check = check_config(config, target, source, sixteen=sixteen, changed=CHANGED_KEYS)
     says = families.of(config).says_expert_dtype
     wanted = {"expert_dtype": target.expert_dtype if says else None}
-    if not target.config_for(config, sixteen):
+    found, engines = config.get("quantization_config"), target.config_for(config, sixteen)
+    if not engines:
         wanted["quantization_config"] = None  # an explicit null crashes some loaders, another format misleads all
+    for key in sorted(found.keys() - engines.keys()) if isinstance(found, dict) else ():
+        check.blame(f"{CONFIG} quantization_config.{key}", repr(found[key]), "no such field", "convert again")
     for key, value in wanted.items():
         check.examined += 1
         if config.get(key) != value or (value is None and key in config):
@@ -102,9 +105,8 @@ def source_proof(folder: Path | None = None) -> Check:
     return check
 
 
-def check_copies(folder: Path, proof: Seal) -> Check:
+def check_copies(folder: Path, proof: Seal, check: Check) -> None:
     """The side files beside those that the source was proven with, where the source is not at hand."""
-    check = Check("side files", "tokenizer, generation settings and the rest are the source's")
     for name, seal in proof.files.items():
         own = name.startswith(f"{OWN_FOLDER}/") or name in NOT_COPIED
         if own or WEIGHT_FILES.search(name):
@@ -113,4 +115,3 @@ def check_copies(folder: Path, proof: Seal) -> Check:
         path = folder / name
         if not path.is_file() or digest(path) != seal.sha256:
             check.blame(name, "other bytes" if path.is_file() else "no such file", "the source's", THEN)
-    return check

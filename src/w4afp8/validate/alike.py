@@ -80,19 +80,21 @@ def difference(found: Weight, source: Weight) -> tuple[str, str] | None:
 def _among_int4(found: Weight, source: Weight) -> tuple[str, str] | None:
     for weight in (found, source):
         if isinstance(weight, AwareWeight):
-            said = _made(weight, beside=weight is source)
+            said = _no_factor(weight) if weight is source else made_alone(weight)
             if said:
                 return said
     (mine, my_scale), (theirs, their_scale) = _fine(found), _fine(source)
     return _unequal("codes", mine, theirs) or _unequal("scale", my_scale, their_scale)
 
 
-def _made(weight: AwareWeight, beside: bool) -> tuple[str, str] | None:
-    """What an int4 weight of groups alone does not have, as it must be: no factor on the inputs, ModelOpt's amax."""
-    factor = _unequal("pre_quant_scale", weight.pre_scale_K.float(), torch.ones(len(weight.pre_scale_K)))
-    if factor or beside:
-        return factor
-    return _unequal("weight_scale_2", weight.scale_2, weight.group.scale_NG.amax() / AMAX_SHARE)
+def made_alone(weight: AwareWeight) -> tuple[str, str] | None:
+    """What was made for a weight that had groups alone and is not what it must be: its input factor, ModelOpt's amax."""
+    amax = weight.group.scale_NG.amax() / AMAX_SHARE
+    return _no_factor(weight) or _unequal("weight_scale_2", weight.scale_2, amax)
+
+
+def _no_factor(weight: AwareWeight) -> tuple[str, str] | None:
+    return _unequal("pre_quant_scale", weight.pre_scale_K.float(), torch.ones(len(weight.pre_scale_K)))
 
 
 def _fine(weight: Weight) -> tuple[Tensor, Tensor]:

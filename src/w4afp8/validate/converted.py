@@ -18,7 +18,7 @@ from w4afp8._version import __version__
 from w4afp8.checkpoint.lineage import CONVERSION, SOURCE_PROOF, Lineage, read_lineage
 from w4afp8.checkpoint.reader import CheckpointReader
 from w4afp8.checkpoint.spec import DTYPES, TensorSpec
-from w4afp8.errors import CheckpointError, W4AFP8Error
+from w4afp8.errors import CheckpointError, FormatError, W4AFP8Error
 from w4afp8.families._inventory import Item
 from w4afp8.formats._spec import PlainWeight
 from w4afp8.formats._target import CheckpointFormat
@@ -85,7 +85,7 @@ class _Run:
         self.folder, self.report, self.progress, self.source = folder, report, progress, source
         self.record = Check("record", "conversion.json is as it was written")
         self.digests = Check("digests", "every tensor and file has the bytes that the conversion wrote (SHA-256)")
-        self.values = Check("values", "no NaN and no infinity, and the scales of int4 weights are positive")
+        self.values = Check("values", "every matrix unpacks; no NaN and no infinity, and the scales of int4 weights are positive")
         self.numbers, self.carried, self.scales = new_checks()
         self.source_check, self.proof = account.new_source_check(), account.source_proof()
         self.changed: set[str] = set()  # items with other bytes than were written
@@ -151,14 +151,13 @@ class _Run:
         settings = account.check_settings(config, target, lineage.source.config, sixteen)
         own = target.side_files(config) if not settings.failed else {}
         shards = sorted({spec.shard for spec in specs.values()})
-        form = written.check_written(self.folder, sorted(own), shards, {"tool": lineage.tool})
+        form = written.check_written(self.folder, sorted(own), shards, {"tool": {"name": written.TOOL}})
         proof = carried_proof(self.folder)
+        sides = configs.check_side_files(
+            self.folder, own, self.source.folder if self.source else None, _own(self.source)
+        )
         if self.source is None and proof is not None:
-            sides = account.check_copies(self.folder, proof)
-        else:
-            sides = configs.check_side_files(
-                self.folder, own, self.source.folder if self.source else None, _own(self.source)
-            )
+            account.check_copies(self.folder, proof, sides)
         self.report.checks += [settings, sides, form]
 
     def _read_scales(self, reader: CheckpointReader, here: Checkpoint) -> Scales:
@@ -185,8 +184,13 @@ class _Run:
         if seal is None:
             self._unknown(f"{name} is not here, and had no proof when it was converted; {ask}")
             return None
-        theirs = Checkpoint.of(lineage.source.config, lineage.source.tensors, before)
-        why = no_way_back(here, theirs, seal)
+        try:
+            theirs = Checkpoint.of(lineage.source.config, lineage.source.tensors, before)
+            why = no_way_back(here, theirs, seal)
+        except W4AFP8Error as error:
+            self.record.blame(CONVERSION, f"a source that is none ({error})", "the headers of the source", RECONVERT)
+            self._unknown(f"{CONVERSION} does not say what the source was")
+            return None
         if why is not None:
             self._unknown(f"{name} is not here, and its proof does not tell: {why}; {ask}")
             return None
@@ -248,7 +252,12 @@ class _Run:
             parts = read_parts(reader, Held(item, index))
             for digest, part in zip(own, parts.values(), strict=True):
                 digest.update(_raw(part).numpy().data)
-            for (name, _), weight in zip(names[index * each : (index + 1) * each], shares(item, parts), strict=True):
+            try:
+                weights = shares(item, parts)
+            except FormatError as error:
+                self.values.blame(item.expected.stem + error.suffix, str(error), "a matrix of its format", RECONVERT)
+                continue
+            for (name, _), weight in zip(names[index * each : (index + 1) * each], weights, strict=True):
                 self.values.examined += 1
                 said = unsound(weight)
                 if said:

@@ -24,6 +24,7 @@ from w4afp8.validate import gate, seal
 from w4afp8.validate.findings import Check, Progress
 from w4afp8.validate.restored import Restored
 
+VALIDATE_FIRST = "validate the canonical checkpoint, then convert it again"
 THEN = "the directory changed after it was written: convert the canonical checkpoint again, or fetch it again"
 
 
@@ -185,7 +186,7 @@ class LayoutChecks:
         """The verdict that was kept with the canonical bytes, or stands in the canonical directory now."""
         self.proven.examined += 1
         place = against or laid.folder / _record.FILES
-        tensors, why = gate.proof_of(place)
+        proof, why = gate.proof_in(place / seal.VALIDATION)
         if against is not None:
             shards = {n: against / n for n in laid.record.shards if (against / n).is_file()}
             digests = {name: found.sha256 for name, (found, _) in seal.seal_files(shards)}
@@ -195,11 +196,16 @@ class LayoutChecks:
                     "give --against the directory that was converted",
                 )  # fmt: skip
                 return
-        if why is not None:
+        if why is not None or proof is None:
             self.proven.skip(f"{why}; validate the canonical checkpoint, then convert it, or give it as --against")
-        elif dict(tensors) != laid.record.tensors:
-            self.proven.blame("validation.json", "a verdict about other tensors", "one about these",
-                              "validate the canonical checkpoint, then convert it again")  # fmt: skip
+            return
+        if dict(proof.tensors) != laid.record.tensors:
+            self.proven.blame(seal.VALIDATION, "a verdict about other tensors", "one about these", VALIDATE_FIRST)
+        for name in sorted(laid.record.files.keys() - set(seal.ABOUT)):
+            said = proof.files.get(name)
+            if said is None or said.sha256 != laid.record.files[name]["sha256"]:
+                found = "a verdict about other bytes" if said else "a verdict that knows no such file"
+                self.proven.blame(name, found, "one about these", VALIDATE_FIRST)
 
 
 def _stack_specs(laid: LaidOut, layer: Layer) -> Iterator[TensorSpec]:
