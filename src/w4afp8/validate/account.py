@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from w4afp8 import families
-from w4afp8.checkpoint.lineage import Lineage, bare
+from w4afp8.checkpoint.lineage import Lineage, bare, read_lineage
 from w4afp8.checkpoint.reader import CONFIG, CheckpointReader
+from w4afp8.errors import W4AFP8Error
 from w4afp8.families._inventory import format_of_experts
 from w4afp8.formats._target import CheckpointFormat
 from w4afp8.validate import gate
@@ -79,6 +80,15 @@ def check_source(reader: CheckpointReader, lineage: Lineage) -> Check:
                 "converted", "the source changed since, or is another one: convert again",
             )  # fmt: skip
     return check
+
+
+def is_source(folder: Path, converted: Path) -> bool:
+    """Whether `folder` is what `converted` was made from, by headers and config: a name alone may be another's."""
+    try:
+        with CheckpointReader(folder) as reader:
+            return not check_source(reader, read_lineage(converted)).failed
+    except W4AFP8Error:
+        return False
 
 
 def format_of(reader: CheckpointReader) -> str:

@@ -88,7 +88,7 @@ def _among_int4(found: Weight, source: Weight) -> tuple[str, str] | None:
 
 
 def made_alone(weight: AwareWeight) -> tuple[str, str] | None:
-    """What was made for a weight that had groups alone and is not what it must be: its input factor, ModelOpt's amax."""
+    """What a weight that had groups alone was given, where it is not what it must be: no input factor, its own amax."""
     amax = weight.group.scale_NG.amax() / AMAX_SHARE
     return _no_factor(weight) or _unequal("weight_scale_2", weight.scale_2, amax)
 

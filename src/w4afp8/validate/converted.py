@@ -85,7 +85,9 @@ class _Run:
         self.folder, self.report, self.progress, self.source = folder, report, progress, source
         self.record = Check("record", "conversion.json is as it was written")
         self.digests = Check("digests", "every tensor and file has the bytes that the conversion wrote (SHA-256)")
-        self.values = Check("values", "every matrix unpacks; no NaN and no infinity, and the scales of int4 weights are positive")
+        self.values = Check(
+            "values", "every matrix unpacks, numbers are finite, and the scales of int4 weights positive"
+        )
         self.numbers, self.carried, self.scales = new_checks()
         self.source_check, self.proof = account.new_source_check(), account.source_proof()
         self.changed: set[str] = set()  # items with other bytes than were written
