@@ -31,8 +31,9 @@ def check_settings(
     found, engines = config.get("quantization_config"), target.config_for(config, sixteen)
     if not engines:
         wanted["quantization_config"] = None  # an explicit null crashes some loaders, another format misleads all
-    for key in sorted(found.keys() - engines.keys()) if isinstance(found, dict) else ():
-        check.blame(f"{CONFIG} quantization_config.{key}", repr(found[key]), "no such field", "convert again")
+    for key, said in sorted(found.items()) if isinstance(found, dict) else ():
+        if key not in engines:
+            check.blame(f"{CONFIG} quantization_config.{key}", repr(said), "no such field", "convert again")
     for key, value in wanted.items():
         check.examined += 1
         if config.get(key) != value or (value is None and key in config):
