@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from w4afp8.checkpoint.spec import raw_bytes
 from w4afp8.formats._spec import (
     FINE_GROUP,
     AwareWeight,
@@ -110,7 +111,7 @@ def _unequal(name: str, found: Tensor, source: Tensor, by_value: bool = False) -
     """Bit for bit, or (`by_value`) number for number."""
     if found.shape != source.shape or (found.dtype != source.dtype and not by_value):
         return f"{name} of {found.dtype} {list(found.shape)}", f"{source.dtype} {list(source.shape)}"
-    mine, theirs = (found, source) if by_value else (_bits(found), _bits(source))
+    mine, theirs = (found, source) if by_value else (raw_bytes(found), raw_bytes(source))
     if torch.equal(mine, theirs):
         return None
     bad = (mine != theirs).view(*found.shape, -1).any(-1)
@@ -118,10 +119,6 @@ def _unequal(name: str, found: Tensor, source: Tensor, by_value: bool = False) -
         return None
     where = tuple(bad.nonzero()[0].tolist())
     return f"{name} {list(where)} is {_shown(found[where])}", _shown(source[where])
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
 def _shown(value: Tensor) -> str:

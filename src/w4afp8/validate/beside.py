@@ -10,14 +10,13 @@ import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from w4afp8.checkpoint import atomic
 from w4afp8.checkpoint.header import render_header
 from w4afp8.checkpoint.lineage import CONVERSION, Source
 from w4afp8.checkpoint.reader import CONFIG, CheckpointReader
-from w4afp8.checkpoint.spec import DTYPES, TensorSpec
+from w4afp8.checkpoint.spec import DTYPES, TensorSpec, raw_bytes
 from w4afp8.errors import W4AFP8Error
 from w4afp8.families._inventory import Item
 from w4afp8.formats import _conversion, _rows
@@ -192,8 +191,8 @@ class LedBack:
         parts = form.pack(joined)
         for part, spec in zip(form.parts, held.item.tensors, strict=True):
             own = self._digests.setdefault(spec.name, hashlib.sha256())
-            tensor = parts[part.suffix].to(DTYPES[spec.dtype]).contiguous()
-            own.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            tensor = parts[part.suffix].to(DTYPES[spec.dtype])
+            own.update(raw_bytes(tensor).numpy().data)
             self._parts[spec.name] = self._parts.get(spec.name, 0) + 1
             if self._parts[spec.name] == (expected.stack or 1):
                 self._compare(spec.name, own.hexdigest(), self.numbers)
@@ -236,4 +235,4 @@ class LedBack:
 
 def _as(spec: TensorSpec, value: Tensor) -> bytes:
     """The bytes of a number in the dtype of `spec`."""
-    return value.to(DTYPES[spec.dtype]).contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return raw_bytes(value.to(DTYPES[spec.dtype])).numpy().tobytes()

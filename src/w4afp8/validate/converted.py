@@ -11,13 +11,12 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from w4afp8 import families, formats
 from w4afp8._version import __version__
 from w4afp8.checkpoint.lineage import CONVERSION, SOURCE_PROOF, Lineage, read_lineage
 from w4afp8.checkpoint.reader import CheckpointReader
-from w4afp8.checkpoint.spec import DTYPES, TensorSpec
+from w4afp8.checkpoint.spec import DTYPES, TensorSpec, raw_bytes
 from w4afp8.errors import CheckpointError, FormatError, W4AFP8Error
 from w4afp8.families._inventory import Item
 from w4afp8.formats._spec import PlainWeight
@@ -253,7 +252,7 @@ class _Run:
         for index in range(item.expected.stack or 1):
             parts = read_parts(reader, Held(item, index))
             for digest, part in zip(own, parts.values(), strict=True):
-                digest.update(_raw(part).numpy().data)
+                digest.update(raw_bytes(part).numpy().data)
             try:
                 weights = shares(item, parts)
             except FormatError as error:
@@ -285,7 +284,3 @@ def _own(source: CheckpointReader | None) -> list[str]:
     own = source.folder / configs.OWN_FOLDER
     names = (path.relative_to(source.folder).as_posix() for path in own.rglob("*")) if own.is_dir() else ()
     return [name for name in names if name != configs.RECIPE]
-
-
-def _raw(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().reshape(-1).view(torch.uint8)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from w4afp8.checkpoint import atomic
 from w4afp8.checkpoint.header import read_header, render_header
 from w4afp8.checkpoint.reader import CONFIG, INDEX, refuse_link_out
-from w4afp8.checkpoint.spec import TensorSpec
+from w4afp8.checkpoint.spec import TensorSpec, raw_bytes
 from w4afp8.errors import W4AFP8Error
 from w4afp8.layouts import _derived, _record, _written
 from w4afp8.layouts._directory import LaidOut
@@ -213,13 +212,9 @@ def _stack_specs(laid: LaidOut, layer: Layer) -> Iterator[TensorSpec]:
     yield from _derived.specs(laid.stacker, layer, laid.scaled)
 
 
-def _raw(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
-
-
 def _first_difference(one: Tensor, other: Tensor) -> int | None:
     """The first byte that differs, or None."""
-    mine, theirs = _raw(one), _raw(other)
+    mine, theirs = raw_bytes(one), raw_bytes(other)
     if mine.shape != theirs.shape:
         return 0
     bad = (mine != theirs).nonzero()

@@ -10,9 +10,9 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
-import torch
 from torch import Tensor
 
+from w4afp8.checkpoint.spec import raw_bytes
 from w4afp8.layouts._directory import LaidOut
 from w4afp8.layouts._experts import Layer
 from w4afp8.layouts._stack import Matrix
@@ -65,7 +65,7 @@ class Restored:
             yield from self.laid.pieces_of(name)
             return
         for layer, expert in self._places[name]:
-            yield self._expert(layer, expert)[name].contiguous().reshape(-1).view(torch.uint8)
+            yield raw_bytes(self._expert(layer, expert)[name])
 
     def _expert(self, layer: Layer, expert: int) -> dict[str, Tensor]:
         """The canonical tensors of one expert, or its part of those that experts share."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from w4afp8.checkpoint.reader import CheckpointReader
-from w4afp8.checkpoint.spec import DTYPES, TensorSpec
+from w4afp8.checkpoint.spec import DTYPES, TensorSpec, raw_bytes
 from w4afp8.errors import FormatError
 from w4afp8.families._inventory import Item
 from w4afp8.families._spec import Role
@@ -87,7 +87,7 @@ class ValueChecks:
         stem = item.expected.stem
         parts = {spec.name.removeprefix(stem): reader.read(spec.name) for spec in item.tensors}
         for spec in item.tensors:
-            data = parts[spec.name.removeprefix(stem)].reshape(-1).view(torch.uint8)
+            data = raw_bytes(parts[spec.name.removeprefix(stem)])
             self._compare_digest(spec.name, hashlib.sha256(data.numpy().data).hexdigest())
         try:
             weight = item.format.unpack({suffix: part.to(self.device) for suffix, part in parts.items()})
