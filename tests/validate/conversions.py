@@ -17,7 +17,7 @@ from w4afp8 import conversion
 from w4afp8.checkpoint.lineage import read_lineage, write_lineage
 from w4afp8.validate import ValidationReport, gate, validate
 from w4afp8.validate.origin import origin_of
-from w4afp8.validate.seal import take_seal
+from w4afp8.validate.seal import Seal, take_seal
 
 Toys = Callable[[str], tuple[Path, Path]]
 Published = Callable[[Any, str], Path]  # (config of a family, {} is the toy DeepSeek-V3; format)
@@ -74,11 +74,19 @@ def edit(folder: Path, change: Change) -> None:
     write_json(folder / "model.safetensors.index.json", index | {"metadata": {"total_size": size}})
 
 
-def forge(folder: Path) -> None:
-    """What a converter would record that wrote these bytes."""
-    lineage, seal = read_lineage(folder), take_seal(folder)
+def forge(folder: Path, record: bool = True) -> None:
+    """What a converter would record that wrote these bytes, in `record`.json too."""
+    path = folder / "w4afp8/record.json"
+    if record:
+        write_json(path, json.loads(path.read_text()) | {"digests": _forged(folder, take_seal(folder))})
+    seal = take_seal(folder)
+    lineage = read_lineage(folder)
     files = {name: seal.files[name].sha256 for name in lineage.files}
-    write_lineage(folder, replace(lineage, digests={n: seal.tensors[n] for n in lineage.digests}, files=files))
+    write_lineage(folder, replace(lineage, digests=_forged(folder, seal), files=files))
+
+
+def _forged(folder: Path, seal: Seal) -> dict[str, str]:
+    return {name: seal.tensors[name] for name in read_lineage(folder).digests}
 
 
 def nibble(held: dict[str, Tensor], name: str) -> None:

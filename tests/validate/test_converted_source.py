@@ -129,6 +129,11 @@ def test_a_record_that_is_none_is_refused(ours: Ours, tmp_path: Path, content: s
     out = convert(ours(SGLANG), MODELOPT, tmp_path / "out")
     (out / "w4afp8/conversion.json").write_text(content)
     assert "w4afp8/conversion.json" in blamed(prove(out))["record"][0]
+    shutil.copy(out / "w4afp8/conversion.json", tmp_path)
+    source = tmp_path / f"ours-{SGLANG}"
+    both = convert(source, CT, tmp_path / "ct")  # what `quantize` writes too
+    shutil.copy(tmp_path / "conversion.json", both / "w4afp8")
+    assert "w4afp8/conversion.json" in blamed(validate(both, source))["record"][0]
     assert gate.state(out).state is State.FAILED
 
 

@@ -13,11 +13,12 @@ from w4afp8.errors import W4AFP8Error
 from w4afp8.families._inventory import format_of_experts
 from w4afp8.formats._target import CheckpointFormat
 from w4afp8.validate import gate
-from w4afp8.validate.config import NOT_COPIED, OWN_FOLDER, WEIGHT_FILES, check_config
+from w4afp8.validate.config import NOT_COPIED, OWN_FOLDER, RECORD, WEIGHT_FILES, check_config, read_record
 from w4afp8.validate.findings import Check
 from w4afp8.validate.seal import Seal, digest
 
 CHANGED_KEYS = ("quantization_config", "expert_dtype")  # of config.json, by a conversion
+COUNTED = ("bits_per_weight", "tensors_by_role")  # of record.json, anew by a conversion
 THEN = "the file changed after the conversion: convert again, or fetch it again"
 
 
@@ -50,6 +51,19 @@ def check_files(folder: Path, lineage: Lineage, check: Check) -> None:
         if found != expected:
             told = f"SHA-256 {found[:12]}..." if found else "no such file"
             check.blame(name, told, f"{expected[:12]}... as the conversion wrote", THEN)
+
+
+def check_record(folder: Path, lineage: Lineage, source: Path | None, check: Check) -> None:
+    """record.json, from which the card and the report are written: the source's, but for what stands here now."""
+    record = read_record(folder)
+    wanted: dict[str, Any] = {"format": lineage.after, "digests": dict(lineage.digests)}
+    if source is not None and (source / RECORD).is_file():
+        theirs = read_record(source)
+        wanted |= {key: theirs.get(key) for key in {*record, *theirs} - {*wanted, *COUNTED}}
+    for key, value in sorted(wanted.items()):
+        check.examined += 1
+        if record.get(key) != value:
+            check.blame(f"{RECORD} {key}", "another account", "that of these tensors, and the source's", THEN)
 
 
 def check_source(reader: CheckpointReader, lineage: Lineage) -> Check:

@@ -82,7 +82,7 @@ class _Run:
         self, folder: Path, report: ValidationReport, progress: Progress, source: CheckpointReader | None
     ) -> None:
         self.folder, self.report, self.progress, self.source = folder, report, progress, source
-        self.record = Check("record", "conversion.json is as it was written")
+        self.record = Check("record", "conversion.json is as it was written, record.json tells of the same")
         self.digests = Check("digests", "every tensor and file has the bytes that the conversion wrote (SHA-256)")
         self.values = Check(
             "values", "every matrix unpacks, numbers are finite, and the scales of int4 weights positive"
@@ -159,6 +159,7 @@ class _Run:
         )
         if self.source is None and proof is not None:
             account.check_copies(self.folder, proof, sides)
+        account.check_record(self.folder, lineage, self.source.folder if self.source else None, self.record)
         self.report.checks += [settings, sides, form]
 
     def _read_scales(self, reader: CheckpointReader, here: Checkpoint) -> Scales:
