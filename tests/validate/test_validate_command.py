@@ -128,7 +128,7 @@ def test_a_conversion_looks_for_its_source_and_says_where_to_go_on(run: Run, con
     (out / "w4afp8/validation.json").unlink()
     conversion.run(conversion.prepare(out, "modelopt_w4a8_awq", converted, 0.001))
     code, text, _ = run(converted)
-    assert code == 0 and "a look, not a proof" in text
+    assert code == 0 and "not a proof" in text
     assert "out is unvalidated" in str(gate.state(converted))
     out.rename(out.with_name("elsewhere"))
     code, text, _ = run(converted)

@@ -87,7 +87,9 @@ def plan_translation(reader: CheckpointReader, target: CheckpointFormat, shard_g
         shard_bytes=int(shard_gb * 1e9),
     )  # fmt: skip
     if source.name == target.name and plan.config == reader.config:
-        raise RecipeError(f"{experts[0].expected.name} stands in {target.name} already, and config.json says so")
+        raise RecipeError(
+            f"{experts[0].expected.name} stands in {target.name} already, and config.json says so: nothing to convert"
+        )
     return Translation(reader, source, plan, _conditions(source, target, steps), steps, scaled)
 
 
@@ -152,8 +154,16 @@ def _source_format(reader: CheckpointReader, family: Family, d: Sizes, target: C
     elif refusal is None and target.stacked and not first.stack and families.get(family.name).apart is None:
         refusal = f"engines that read {target.name} expect a layer's experts in one tensor; here each has its own"
     if refusal:
-        raise RecipeError(f"{first.name} stands in {found}, and cannot become {target.name}: {refusal}")
+        raise RecipeError(
+            f"{first.name} stands in {found}, and cannot become {target.name}: {refusal}{_instead(found)}"
+        )
     return formats.checkpoint(found)
+
+
+def _instead(found: str) -> str:
+    """The formats that could be asked for."""
+    others = [name for name in formats.written() if name != found and _conversion.judge(found, name).refusal is None]
+    return f".  It can become {', '.join(others)}, where the values allow (docs/format-matrix.md)" if others else ""
 
 
 def _scales_as_stored(
