@@ -148,21 +148,25 @@ def _source_format(reader: CheckpointReader, family: Family, d: Sizes, target: C
         raise RecipeError(f"{reader.folder} has no routed experts, and {target.name} is a format of routed experts")
     first = next(e for e in family.expected(d).values() if e.role is Role.EXPERT)
     found = form.name
+    stacks = bool(first.stack) or families.get(family.name).apart is not None
     refusal = _conversion.judge(found, target.name).refusal
     if refusal is None and found not in formats.checkpoints():
         refusal = f"whole checkpoints convert between {', '.join(formats.checkpoints())}"
-    elif refusal is None and target.stacked and not first.stack and families.get(family.name).apart is None:
+    elif refusal is None and target.stacked and not stacks:
         refusal = f"engines that read {target.name} expect a layer's experts in one tensor; here each has its own"
     if refusal:
-        raise RecipeError(
-            f"{first.name} stands in {found}, and cannot become {target.name}: {refusal}{_instead(found)}"
-        )
+        others = _instead(found, target.name, stacks)
+        raise RecipeError(f"{first.name} stands in {found}, and cannot become {target.name}: {refusal}{others}")
     return formats.checkpoint(found)
 
 
-def _instead(found: str) -> str:
-    """The formats that could be asked for."""
-    others = [name for name in formats.written() if name != found and _conversion.judge(found, name).refusal is None]
+def _instead(found: str, refused: str, stacks: bool) -> str:
+    """The other formats that could be asked for; `stacks`: whether experts can stand in one tensor."""
+    judged = (name for name in formats.written() if name not in (found, refused))
+    others = [
+        name for name in judged
+        if _conversion.judge(found, name).refusal is None and (stacks or not formats.checkpoint(name).stacked)
+    ]  # fmt: skip
     return f".  It can become {', '.join(others)}, where the values allow (docs/format-matrix.md)" if others else ""
 
 
