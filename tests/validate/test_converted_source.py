@@ -89,7 +89,7 @@ def test_an_unproven_source_proves_nothing(ours: Ours, tmp_path: Path) -> None:
     assert not (out / "w4afp8/source-validation.json").exists()
     report = prove(out, source)
     assert report.passed and untested(report) == ["source proof"]
-    assert "validate it beside its own source first" in str(gate.state(out))
+    assert "validate it beside its own source, then this again" in str(gate.state(out))
 
 
 def test_the_source_that_is_given_decides_which_proof_it_is(ours: Ours, quantized_toys: Toys, tmp_path: Path) -> None:

@@ -19,8 +19,10 @@ def find_model(name: str, revision: str | None = None) -> Path:
     """
     if Path(name).is_dir():
         return Path(name)
+    if Path(name).exists():
+        raise RecipeError(f"{name}: a file, expected a checkpoint directory; give {Path(name).parent}")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise RecipeError(f"{name}: no such directory")
+        raise RecipeError(f"{name}: no such directory; give a checkpoint directory or a Hub id (org/name)")
     return _snapshot(model_id(name), revision, "model")
 
 

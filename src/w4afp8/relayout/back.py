@@ -44,7 +44,10 @@ def prepare_back(source: Path, jobs: int | None = None) -> tuple[LaidOut, Needs,
     if not source.is_dir():
         raise CheckpointError(f"{source}: no such directory; give the directory of a layout")
     if not _record.is_laid_out(source):
-        raise RecipeError(f"{source} holds no {_record.RECORD}: it has no layout to go back from")
+        raise RecipeError(
+            f"{source} holds no {_record.RECORD}: it has no layout to go back from; "
+            "give a directory that `w4afp8 convert --layout NAME` wrote"
+        )
     _check_copies(source, _record.read(source))
     laid = LaidOut(source)
     laid.require_complete()

@@ -126,7 +126,9 @@ def source_proof(folder: Path | None = None) -> Check:
         check.examined += 1
         found = gate.state(folder) if (folder / OWN_FOLDER).is_dir() else None
         if found is not None and found.state is not gate.State.PROVEN:
-            check.skip(f"{folder.name} is {found}; validate it beside its own source first, then this again")
+            check.skip(
+                f"{folder.name}, which was converted, is {found}; validate it beside its own source, then this again"
+            )
     return check
 
 

@@ -118,7 +118,7 @@ def glance(folder: Path) -> tuple[Gate, int]:
 def _judge(folder: Path, compare: Callable[[Seal], Iterator[str]]) -> Gate:
     path = folder / VALIDATION
     if not path.is_file():
-        return Gate(State.UNVALIDATED, (f"no {VALIDATION}; run `w4afp8 validate DIR --against SOURCE`",), {})
+        return Gate(State.UNVALIDATED, (f"no {VALIDATION}",), {})
     try:
         content = read_json(path)
         if content.pop(CHECKSUM, None) != checksum(content):
