@@ -26,6 +26,19 @@ RELEASED_BYTES = 1 << 20
 UNDER_WAY = 16
 
 
+class _Nothing:
+    """The digest that nobody asked for."""
+
+    def __init__(self, data: memoryview | None = None) -> None:
+        pass
+
+    def update(self, data: memoryview) -> None:
+        pass
+
+    def hexdigest(self) -> str:
+        return ""
+
+
 class ShardWriter:
     """Writes `path` through `path.partial`; memory is one tensor, not one shard.
 
@@ -33,14 +46,18 @@ class ShardWriter:
     planned tensor is written.  Several threads may put different tensors.
     """
 
-    def __init__(self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str] | None = None, digest: bool = True
+    ) -> None:
+        """`digest`: whether `digests` are taken, of whatever is written in order; they take longer than writing."""
         self.path = path
         self._partial = path.with_name(path.name + PARTIAL)
         # Widest elements first keeps every tensor aligned to its own size, as safetensors' own writer does.
         ordered = sorted(specs, key=lambda spec: (-spec.item_bytes, spec.name))
         header, placed = render_header(ordered, METADATA | dict(metadata or {}))
         self._waiting = {spec.name: spec for spec in placed}
-        self._begun: dict[str, tuple[TensorSpec, int, hashlib._Hash]] = {}  # stacks: parts written, their digest
+        self._digest = hashlib.sha256 if digest else _Nothing
+        self._begun: dict[str, tuple[TensorSpec, int, hashlib._Hash | _Nothing]] = {}  # stacks: parts written, their digest
         self._across: dict[str, tuple[TensorSpec, int]] = {}
         self.digests: dict[str, str] = {}
         self._file = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -52,7 +69,7 @@ class ShardWriter:
         spec = self._take(name)
         data = _bytes_of(tensor, spec)
         self._write(data, spec.begin)
-        self.digests[name] = hashlib.sha256(data).hexdigest()
+        self._end(name, self._digest(data))
 
     def put_part(self, name: str, index: int, tensor: Tensor) -> None:
         """Write element `index` of a tensor's first axis; memory is that element, the digest that of the whole.
@@ -60,7 +77,7 @@ class ShardWriter:
         Raises: CheckpointError when its dtype or shape is not the planned one, or the part before it is not written.
         """
         if name not in self._begun:
-            self._begun[name] = (self._take(name), 0, hashlib.sha256())
+            self._begun[name] = (self._take(name), 0, self._digest())
         spec, done, digest = self._begun[name]
         if index != done:
             raise CheckpointError(f"{spec}: part {index} came, expected part {done}")
@@ -71,7 +88,7 @@ class ShardWriter:
             self._begun[name] = (spec, done + 1, digest)
         else:
             del self._begun[name]
-            self.digests[name] = digest.hexdigest()
+            self._end(name, digest)
 
     def put_across(self, name: str, index: int, tensor: Tensor) -> None:
         """Write element `index` of a tensor's second axis, in as many places as its first axis is long.
@@ -94,13 +111,18 @@ class ShardWriter:
         source = reader.specs[source_name]
         if (source.dtype, source.shape) != (spec.dtype, spec.shape):
             raise CheckpointError(f"{source}: planned as {spec.dtype} {list(spec.shape)}")
-        digest, position = hashlib.sha256(), spec.begin
+        digest, position = self._digest(), spec.begin
         for piece in reader.read_bytes(source_name):
             data = piece.numpy().data
             digest.update(data)
             self._write(data, position)
             position += len(data)
-        self.digests[name] = digest.hexdigest()
+        self._end(name, digest)
+
+    def _end(self, name: str, digest: hashlib._Hash | _Nothing) -> None:
+        found = digest.hexdigest()
+        if found:
+            self.digests[name] = found
 
     def _write(self, data: memoryview, position: int) -> None:
         write_all(self._file, data, position)

@@ -8,18 +8,15 @@ looked for once.
 from __future__ import annotations
 
 import itertools
-import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from functools import cache, cached_property
 
 import numpy
-from numpy.typing import NDArray
+
+from w4afp8.layouts._words import Step, Words
 
 WORD = 32
 SWAPS = 2  # at most; a third never paid for itself
-_own = threading.local()
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class Swap:
     def inverse(self) -> Swap:
         return self
 
-    def run(self, words: NDArray[numpy.uint32], spare: NDArray[numpy.uint32], _: NDArray[numpy.uint32]) -> None:
+    def run(self, words: Words, spare: Words, sum_: Words) -> None:
         numpy.right_shift(words, self.distance, out=spare)
         spare ^= words
         spare &= self.mask
@@ -60,7 +57,7 @@ class Shifts:
     def inverse(self) -> Shifts:
         return Shifts(tuple(sorted(range(WORD), key=self.bits.__getitem__)))
 
-    @property
+    @cached_property
     def moves(self) -> list[tuple[int, int]]:
         """(how far up, which bits it gives) of every distance."""
         masks: dict[int, int] = {}
@@ -68,13 +65,11 @@ class Shifts:
             masks[target - source] = masks.get(target - source, 0) | 1 << target
         return sorted(masks.items())
 
-    @property
+    @cached_property
     def cost(self) -> int:
         return sum(3 if distance else 2 for distance, _ in self.moves) - 1
 
-    def run(
-        self, words: NDArray[numpy.uint32], spare: NDArray[numpy.uint32], sum_: NDArray[numpy.uint32]
-    ) -> None:
+    def run(self, words: Words, spare: Words, sum_: Words) -> None:
         for number, (distance, mask) in enumerate(self.moves):
             part = spare if number else sum_
             if distance:
@@ -88,13 +83,10 @@ class Shifts:
         words[:] = sum_
 
 
-Step = Swap | Shifts
-
-
 @cache
-def program(bits: tuple[int, ...]) -> tuple[Step, ...]:
+def steps(bits: tuple[int, ...]) -> tuple[Step, ...]:
     """The cheapest steps found that bring bit i to `bits[i]`; none for no bits."""
-    best: tuple[int, tuple[Step, ...]] | None = None
+    best: tuple[int, tuple[Swap | Shifts, ...]] | None = None
     for count in range(SWAPS + 1) if bits else ():
         for swaps in itertools.product(_swaps(), repeat=count):
             places = list(range(WORD))
@@ -105,28 +97,11 @@ def program(bits: tuple[int, ...]) -> tuple[Step, ...]:
             for source, place in enumerate(places):
                 left[place] = bits[source]
             rest = Shifts(tuple(left))
-            steps: tuple[Step, ...] = swaps if left == list(range(WORD)) else (*swaps, rest)
-            cost = sum(step.cost for step in steps)
+            found: tuple[Swap | Shifts, ...] = swaps if left == list(range(WORD)) else (*swaps, rest)
+            cost = sum(step.cost for step in found)
             if best is None or cost < best[0]:
-                best = cost, steps
+                best = cost, found
     return best[1] if best else ()
-
-
-def backwards(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """The inverse."""
-    return tuple(step.inverse() for step in reversed(steps))
-
-
-def run(steps: Sequence[Step], flat: NDArray[Any]) -> None:
-    """Do the steps to contiguous memory, in place."""
-    if not steps:
-        return
-    words = flat.view(numpy.uint8).view(numpy.uint32)
-    size = len(words)
-    if size > len(getattr(_own, "spare", ())):
-        _own.spare, _own.sum = numpy.empty(size, numpy.uint32), numpy.empty(size, numpy.uint32)
-    for step in steps:
-        step.run(words, _own.spare[:size], _own.sum[:size])
 
 
 @cache

@@ -17,7 +17,7 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
-from w4afp8.layouts import _bits
+from w4afp8.layouts import _words
 
 Array = NDArray[Any]
 BLOCK = 1 << 16  # elements gathered at once: they, their copy and the table of indices stay in the cache
@@ -30,31 +30,30 @@ class Route:
     """From logical axes to stored ones, for one shape.
 
     `split`: the logical axes' sizes; `order`: which of them stands where in the stored tensor; `leads`: those that may be
-    cut, the first of each group; `bits`: after the gather, bit i of every 32-bit word goes to `bits[i]`.
+    cut, the first of each group; `steps`: what is done to every 32-bit word after the gather.
     """
 
     split: tuple[int, ...]
     order: tuple[int, ...]
     leads: tuple[int, ...]
-    bits: tuple[int, ...] = ()
+    steps: tuple[_words.Step, ...] = ()
 
     def store(self, logical: Array, stored: Array) -> None:
         """Fill `stored` from `logical`; both contiguous, of one dtype, of any shape."""
-        program = _bits.program(self.bits)
         for source, target in self._blocks(logical, stored):
             flat = _flat(source, 0)
             found = target.reshape(-1) if target.flags.c_contiguous else _scratch(1, target.size, target.dtype)
             flat.take(_table(source.shape, self.order), out=found, mode="clip")
-            _bits.run(program, found)
+            _words.run(self.steps, found)
             if not target.flags.c_contiguous:
                 numpy.copyto(target, found.reshape(target.shape))
 
     def load(self, stored: Array, logical: Array) -> None:
         """The inverse: fill `logical` from `stored`, which stays as it is."""
-        program = _bits.backwards(_bits.program(self.bits))
+        steps = _words.backwards(self.steps)
         for target, source in self._blocks(logical, stored):
-            flat = _flat(source, 0, copy=bool(program))
-            _bits.run(program, flat)
+            flat = _flat(source, 0, copy=bool(steps))
+            _words.run(steps, flat)
             found = target.reshape(-1) if target.flags.c_contiguous else _scratch(1, target.size, target.dtype)
             flat.take(_back(target.shape, self.order), out=found, mode="clip")
             if not target.flags.c_contiguous:

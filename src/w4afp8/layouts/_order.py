@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from w4afp8.errors import FormatError
+from w4afp8.layouts import _bits, _recode
 from w4afp8.layouts._gather import Route
+from w4afp8.layouts._words import Step
 from w4afp8.numerics import axes
 
 # What a pattern's last logical axis counts: elements of the tensor as they are, or pieces of its bytes.
@@ -65,39 +67,44 @@ class Order:
         _, _, joined = axes.plan(self._units(shape), self.pattern, self.sizes)
         return tuple(joined) if self.unit == ELEMENTS else (*joined[:-1], joined[-1] * self.unit // 8)
 
-    def store(self, logical: Tensor) -> Tensor:
-        """Logical order to the kernel's.  Raises: FormatError when the shape does not fit."""
+    def store(self, logical: Tensor, values: tuple[int, ...] = ()) -> Tensor:
+        """Logical order to the kernel's; before, every 4-bit code c becomes `values[c]`, if there are such.
+
+        Raises: FormatError when the shape does not fit.
+        """
         shape = tuple(logical.shape)
         stored_shape = self.stored_shape(shape)
         logical = logical.contiguous()
-        if self.stays:
+        steps = (*_recode.steps(values), *_bits.steps(self.bits))
+        if self._stays and not steps:
             return logical.view(stored_shape)
         stored = torch.empty(stored_shape, dtype=logical.dtype)
-        self._route(shape).store(self._pieces(logical), self._pieces(stored))
+        self._route(shape, steps).store(self._pieces(logical), self._pieces(stored))
         return stored
 
-    def load(self, stored: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """The inverse of `store`; `shape` is the logical tensor's."""
+    def load(self, stored: Tensor, shape: tuple[int, ...], values: tuple[int, ...] = ()) -> Tensor:
+        """The inverse of `store` with the same `values`; `shape` is the logical tensor's."""
         self._require(shape)
         stored = stored.contiguous()
-        if self.stays:
+        steps = (*_recode.steps(values), *_bits.steps(self.bits))
+        if self._stays and not steps:
             return stored.view(shape)
         logical = torch.empty(shape, dtype=stored.dtype)
-        self._route(shape).load(self._pieces(stored), self._pieces(logical))
+        self._route(shape, steps).load(self._pieces(stored), self._pieces(logical))
         return logical
 
     @property
-    def stays(self) -> bool:
-        """Whether nothing moves."""
+    def _stays(self) -> bool:
+        """Whether no element moves."""
         before, after = (axes.groups(side) for side in self.pattern.split("->"))
-        return before == after and not self.bits
+        return before == after
 
-    def _route(self, shape: tuple[int, ...]) -> Route:
+    def _route(self, shape: tuple[int, ...], steps: tuple[Step, ...]) -> Route:
         split, order, _ = axes.plan(self._units(shape), self.pattern, self.sizes)
         logical = axes.groups(self.pattern.split("->")[0])
         starts = accumulate((len(group) for group in logical[:-1]), initial=0)
         leads = (start for start, group in zip(starts, logical) if group[0] not in self.sizes)
-        return Route(tuple(split), tuple(order), tuple(leads), self.bits)
+        return Route(tuple(split), tuple(order), tuple(leads), steps)
 
     def _pieces(self, tensor: Tensor) -> NDArray[Any]:
         """What is moved, over the tensor's own memory: its elements as whole numbers, or pieces of its bytes."""
