@@ -26,6 +26,27 @@ RELEASED_BYTES = 1 << 20
 UNDER_WAY = 16
 
 
+class Released:
+    """Writes to an open file, long runs of which leave the page cache behind it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._file = descriptor
+        self._under_way: deque[tuple[int, int]] = deque()
+
+    def write(self, data: memoryview, position: int) -> None:
+        """All of `data` at a place of the file."""
+        write_all(self._file, data, position)
+        if len(data) >= RELEASED_BYTES and hasattr(os, "posix_fadvise"):
+            self._release(position, len(data))
+            self._under_way.append((position, len(data)))
+            if len(self._under_way) > UNDER_WAY:
+                self._release(*self._under_way.popleft())
+
+    def _release(self, position: int, length: int) -> None:
+        """Start writing a run that is in memory alone; forget one that is on the disk."""
+        os.posix_fadvise(self._file, position, length, os.POSIX_FADV_DONTNEED)
+
+
 class _Nothing:
     """The digest that nobody asked for."""
 
@@ -61,14 +82,14 @@ class ShardWriter:
         self._across: dict[str, tuple[TensorSpec, int]] = {}
         self.digests: dict[str, str] = {}
         self._file = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        self._under_way: deque[tuple[int, int]] = deque()
+        self._released = Released(self._file)
         write_all(self._file, memoryview(header), 0)
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Write one tensor.  Raises: CheckpointError when its dtype or shape is not the planned one."""
         spec = self._take(name)
         data = _bytes_of(tensor, spec)
-        self._write(data, spec.begin)
+        self._released.write(data, spec.begin)
         self._end(name, self._digest(data))
 
     def put_part(self, name: str, index: int, tensor: Tensor) -> None:
@@ -82,7 +103,7 @@ class ShardWriter:
         if index != done:
             raise CheckpointError(f"{spec}: part {index} came, expected part {done}")
         data = _bytes_of(tensor, spec.part(index))
-        self._write(data, spec.part(index).begin)
+        self._released.write(data, spec.part(index).begin)
         digest.update(data)
         if done + 1 < spec.shape[0]:
             self._begun[name] = (spec, done + 1, digest)
@@ -101,7 +122,7 @@ class ShardWriter:
             raise CheckpointError(f"{spec}: part {index} came, expected part {done}")
         for outer in range(spec.shape[0]):
             run = spec.part(outer).part(index)
-            self._write(_bytes_of(tensor[outer], run), run.begin)
+            self._released.write(_bytes_of(tensor[outer], run), run.begin)
         if done + 1 < spec.shape[1]:
             self._across[name] = (spec, done + 1)
 
@@ -115,7 +136,7 @@ class ShardWriter:
         for piece in reader.read_bytes(source_name):
             data = piece.numpy().data
             digest.update(data)
-            self._write(data, position)
+            self._released.write(data, position)
             position += len(data)
         self._end(name, digest)
 
@@ -123,18 +144,6 @@ class ShardWriter:
         found = digest.hexdigest()
         if found:
             self.digests[name] = found
-
-    def _write(self, data: memoryview, position: int) -> None:
-        write_all(self._file, data, position)
-        if len(data) >= RELEASED_BYTES and hasattr(os, "posix_fadvise"):
-            self._release(position, len(data))
-            self._under_way.append((position, len(data)))
-            if len(self._under_way) > UNDER_WAY:
-                self._release(*self._under_way.popleft())
-
-    def _release(self, position: int, length: int) -> None:
-        """Start writing a run that is in memory alone; forget one that is on the disk."""
-        os.posix_fadvise(self._file, position, length, os.POSIX_FADV_DONTNEED)
 
     def _take(self, name: str) -> TensorSpec:
         spec = self._waiting.pop(name, None)
