@@ -112,13 +112,11 @@ class CheckpointReader:
     def read_across(self, name: str, index: int) -> Tensor:
         """Element `index` of the second axis, [A, B, ...] -> [A, ...], read in A pieces."""
         spec = self.specs[name]
-        pieces = []
-        for outer in range(spec.shape[0]):
-            run = spec.part(outer).part(index)
-            raw = torch.empty(run.span_bytes, dtype=torch.uint8)
-            self._fill(run, raw, 0)
-            pieces.append(raw)
-        return torch.stack(pieces).view(DTYPES[spec.dtype]).view(spec.shape[0], *spec.shape[2:])
+        outer_bytes, run_bytes = (s.span_bytes for s in (spec.part(0), spec.part(0).part(index)))
+        raw = torch.empty((spec.shape[0], run_bytes), dtype=torch.uint8)
+        for outer, run in enumerate(raw.unbind()):
+            self._fill(spec, run, outer * outer_bytes + index * run_bytes)
+        return raw.view(-1).view(DTYPES[spec.dtype]).view(spec.shape[0], *spec.shape[2:])
 
     def read_bytes(self, name: str, chunk_bytes: int = 16 << 20) -> Iterator[Tensor]:
         """The tensor's bytes in pieces: uint8 [at most chunk_bytes] each, for copies that must stay small."""

@@ -78,7 +78,8 @@ class ShardWriter:
         header, placed = render_header(ordered, METADATA | dict(metadata or {}))
         self._waiting = {spec.name: spec for spec in placed}
         self._digest = hashlib.sha256 if digest else _Nothing
-        self._begun: dict[str, tuple[TensorSpec, int, hashlib._Hash | _Nothing]] = {}  # stacks: parts written, their digest
+        # Stacks: parts written, their digest.
+        self._begun: dict[str, tuple[TensorSpec, int, hashlib._Hash | _Nothing]] = {}
         self._across: dict[str, tuple[TensorSpec, int]] = {}
         self.digests: dict[str, str] = {}
         self._file = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -120,9 +121,11 @@ class ShardWriter:
         spec, done = self._across.pop(name) if name in self._across else (self._take(name), 0)
         if index != done:
             raise CheckpointError(f"{spec}: part {index} came, expected part {done}")
+        outer_bytes, run_bytes = (s.span_bytes for s in (spec.part(0), spec.part(0).part(index)))
+        data = _bytes_of(tensor, TensorSpec(name, spec.dtype, (spec.shape[0], *spec.shape[2:])))
         for outer in range(spec.shape[0]):
-            run = spec.part(outer).part(index)
-            self._released.write(_bytes_of(tensor[outer], run), run.begin)
+            run = data[outer * run_bytes : (outer + 1) * run_bytes]
+            self._released.write(run, spec.begin + outer * outer_bytes + index * run_bytes)
         if done + 1 < spec.shape[1]:
             self._across[name] = (spec, done + 1)
 

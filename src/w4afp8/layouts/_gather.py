@@ -29,8 +29,8 @@ _own = threading.local()
 class Route:
     """From logical axes to stored ones, for one shape.
 
-    `split`: the logical axes' sizes; `order`: which of them stands where in the stored tensor; `leads`: those that may be
-    cut, the first of each group; `steps`: what is done to every 32-bit word after the gather.
+    `split`: the logical axes' sizes; `order`: which of them stands where in the stored tensor; `leads`: those that may
+    be cut, the first of each group; `steps`: what is done to every 32-bit word after the gather.
     """
 
     split: tuple[int, ...]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import torch
 from torch import Tensor
@@ -49,16 +50,19 @@ class Restored:
         by_shard: dict[str, list[str]] = {shard: [] for shard in self.laid.record.shards}
         for spec in sorted(self.laid.specs.values(), key=lambda spec: (spec.begin, spec.span_bytes)):
             by_shard[spec.shard].append(spec.name)
-        for shard, names in by_shard.items():
-            whole = hashlib.sha256(self.laid.header(shard).read_bytes())
-            for name in names:
-                own = hashlib.sha256()
-                for piece in self._pieces(name):
-                    data = piece.numpy().data
-                    whole.update(data)
-                    own.update(data)
-                self.tensors[name] = own.hexdigest()
-            yield shard, whole.hexdigest()
+        with ThreadPoolExecutor(2) as beside:  # digests of a piece while the next is taken out of its stacks
+            for shard, names in by_shard.items():
+                whole = hashlib.sha256(self.laid.header(shard).read_bytes())
+                at_work: list[Future[None]] = []
+                for name in names:
+                    own = hashlib.sha256()
+                    for piece in self._pieces(name):
+                        data = piece.numpy().data
+                        wait(at_work)
+                        at_work = [beside.submit(digest.update, data) for digest in (whole, own)]
+                    wait(at_work)
+                    self.tensors[name] = own.hexdigest()
+                yield shard, whole.hexdigest()
 
     def _pieces(self, name: str) -> Iterator[Tensor]:
         if name not in self._places:
