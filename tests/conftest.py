@@ -17,7 +17,7 @@ from hypothesis import settings
 from safetensors.torch import load_file
 from torch import Tensor
 
-from w4afp8 import pipeline
+from w4afp8 import formats, pipeline
 from w4afp8.recipes._load import build
 from w4afp8.recipes._recipe import Recipe
 from w4afp8.synthetic import write_checkpoint
@@ -153,7 +153,7 @@ def quantized_toys(
         out = home / f"toy-{format_name}"
         recipe = {
             "method": {"name": "rtn"}, "calibration": {"tokens": 256, "sequence": 64},
-            "output": {"shard_gb": 0.0005, "format": format_name},
+            "scheme": formats.checkpoint(format_name).scheme, "output": {"shard_gb": 0.0005, "format": format_name},
         }  # fmt: skip
         pipeline.run(pipeline.prepare(home / "source", build(recipe, "a test's recipe"), out))
         return home / "source", out

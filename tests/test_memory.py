@@ -59,3 +59,39 @@ def test_eight_times_as_many_layers_need_no_more(toy: Toy, tmp_path: Path) -> No
     assert measured[0] > 10e6, "too small a model to measure"
     # A layer that kept its states (2 MB) or its experts (3 MB) would have grown by 14 times that.
     assert measured[1] <= 1.05 * measured[0] + 4e6, measured
+
+
+VALIDATION = """
+import sys, torch
+from pathlib import Path
+from w4afp8 import conversion
+from w4afp8.convert import resources
+from w4afp8.validate import validate
+
+torch.set_num_threads(1)
+resources.return_freed_memory()
+source, out = map(Path, sys.argv[1:])
+conversion.run(conversion.prepare(source, "deepseek_fp8", out, 1.0, 1))
+validate(out, source)  # what the first use of anything takes
+Path("/proc/self/clear_refs").write_text("5")
+before = resources.peak_resident_bytes()
+assert validate(out, source).proven
+print(before, resources.peak_resident_bytes())
+"""
+
+
+def test_a_conversion_of_four_times_as_many_experts_is_validated_in_as_little(toy: Toy, tmp_path: Path) -> None:
+    measured = []
+    for experts in (4, 16):
+        changes: dict[str, Any] = WIDE | {"num_hidden_layers": 2, "num_nextn_predict_layers": 0}
+        changes |= {"n_routed_experts": experts, "moe_intermediate_size": 1024, "hidden_size": 1024}
+        source = toy(f"wide-{experts}", dtype="deepseek_mxfp4", shard_gb=1.0, **changes)
+        done = subprocess.run(
+            [sys.executable, "-c", VALIDATION, str(source), str(tmp_path / f"out-{experts}")],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        before, peak = map(int, done.stdout.split())
+        measured.append(peak - before)
+    assert measured[0] > 5e6, "too small a matrix to measure"
+    assert measured[1] <= 1.1 * measured[0] + 4e6, measured

@@ -6,6 +6,7 @@ back, write -> publish.  Atomic and resumable as `pipeline` is, by the same jour
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,22 +17,26 @@ import psutil
 
 from w4afp8 import _version, formats
 from w4afp8.checkpoint import atomic
+from w4afp8.checkpoint.header import read_header
 from w4afp8.checkpoint.journal import Journal
+from w4afp8.checkpoint.lineage import SOURCE_PROOF, Lineage, Source, bare, write_lineage
 from w4afp8.checkpoint.reader import CheckpointReader, read_json
 from w4afp8.convert import jobs as parallel
 from w4afp8.convert import output, resources
 from w4afp8.convert.plan import Plan
 from w4afp8.convert.plan_convert import Translation, plan_translation
-from w4afp8.convert.publish import finish, side_files
+from w4afp8.convert.publish import copy_side_files, last_files, side_files
 from w4afp8.convert.resources import Needs
 from w4afp8.convert.survey import headers_identity
 from w4afp8.convert.translate import check_values, write_input_scales, write_unit
 from w4afp8.errors import Stopped
 from w4afp8.events import Listener, ignore
-from w4afp8.recipes._recipe import Resume
+from w4afp8.recipes._recipe import Mtp, Resume
 from w4afp8.record import INPUTS, RECORD, RECORD_FOLDER, bits_per_weight, tensors_by_role
+from w4afp8.validate import gate
+from w4afp8.validate.origin import origin_of
+from w4afp8.validate.seal import ABOUT, VALIDATION, digest
 
-CONVERSION = "conversion.json"
 STATE = "state"
 PROOF = "every matrix that moved was read back and holds the source's numbers; the rest are the source's bytes"
 # Of the source's own folder: what stays true of the numbers.  Its record is carried with the new digests.
@@ -125,29 +130,67 @@ def _fingerprint(prepared: Conversion) -> dict[str, Any]:
 
 
 def _publish(prepared: Conversion, journal: Journal) -> dict[str, Any]:
-    """Activation scales, records, side files, the index, and config.json at the very end."""
+    """Activation scales, records, side files, what was done, the index, and config.json at the very end."""
     translation, out = prepared.translation, prepared.out
     plan, reader = translation.plan, translation.reader
     write_input_scales(translation, out)
     records = [journal.record(unit.name) or {} for unit in plan.units]
     digests = dict(sorted((name, digest) for record in records for name, digest in record["digests"].items()))
-    found = {
-        "tool": {"name": "w4afp8", "version": _version.__version__},
-        "from": translation.source.name,
-        "to": plan.target.name,
-        "matrices": sum(place.matrices for step in translation.steps for place in step.sources),
-        "proof": PROOF,
-        "digests": digests,
-    }
     own, theirs = out / RECORD_FOLDER, reader.folder / RECORD_FOLDER
-    atomic.write_json(own / CONVERSION, found)
-    if (theirs / RECORD).exists():
-        atomic.write_json(own / RECORD, _record(read_json(theirs / RECORD), plan) | {"digests": digests})
+    before = read_json(theirs / RECORD) if (theirs / RECORD).exists() else _new_record(plan)
+    atomic.write_json(own / RECORD, _record(before, plan) | {"digests": digests})
+    written = [f"{RECORD_FOLDER}/{RECORD}"] + ([plan.target.input_scale.file] if plan.input_scales else [])
     for name in CARRIED:
         if (theirs / name).is_file():
             atomic.copy_file(theirs / name, own / name)
-    finish(out, plan, reader, [n for n in side_files(reader.folder) if not n.startswith(f"{RECORD_FOLDER}/")])
-    return found
+            written.append(f"{RECORD_FOLDER}/{name}")
+    (out / SOURCE_PROOF).unlink(missing_ok=True)  # of a run that broke off here
+    if (reader.folder / VALIDATION).is_file() and gate.glance(reader.folder)[0].state is gate.State.PROVEN:
+        atomic.copy_file(reader.folder / VALIDATION, out / SOURCE_PROOF)
+        written.append(SOURCE_PROOF)
+    sides = [name for name in side_files(reader.folder) if not name.startswith(f"{RECORD_FOLDER}/")]
+    written += copy_side_files(out, plan, reader, sides)
+    files = {name: digest(out / name) for name in written if name not in ABOUT}
+    last = last_files(plan)
+    files |= {name: hashlib.sha256(atomic.as_json(content)).hexdigest() for name, content in last.items()}
+    found = _lineage(translation, digests, files)
+    write_lineage(out, found)
+    for name, content in last.items():
+        atomic.write_json(out / name, content)
+    return found.to_json()
+
+
+def _lineage(translation: Translation, digests: Mapping[str, str], files: Mapping[str, str]) -> Lineage:
+    plan, reader = translation.plan, translation.reader
+    origin, rule = origin_of(reader.folder), translation.source.input_scale
+    kept = read_header(reader.folder / rule.file)[0] if translation.scaled and not (rule.indexed or rule.within) else []
+    return Lineage(
+        tool={"name": "w4afp8", "version": _version.__version__},
+        before=translation.source.name,
+        after=plan.target.name,
+        matrices=sum(place.matrices for step in translation.steps for place in step.sources),
+        proof=PROOF,
+        source=Source(
+            name=str(origin["name"]),
+            hub_id=origin["hub_id"],
+            revision=origin["revision"],
+            config=reader.config,
+            tensors=dict(sorted(bare(reader.specs.values()).items())),
+            kept=bare(kept),
+        ),
+        digests=digests,
+        files=dict(sorted(files.items())),
+    )
+
+
+def _new_record(plan: Plan) -> dict[str, Any]:
+    """Of a source that no `quantize` made: its numbers are its publisher's, and nothing of their making is known."""
+    return {
+        "tool": {"name": "w4afp8", "version": _version.__version__},
+        "source": {"model_type": plan.config.get("model_type")},
+        "mtp": Mtp.NATIVE.value,
+        "mtp_layers": plan.dimensions.mtp_layers,
+    }
 
 
 def _record(theirs: Mapping[str, Any], plan: Plan) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def write_record(
 def bits_per_weight(plan: Plan) -> float:
     """Stored bits of the routed experts, scales included, per weight."""
     experts = [i for i in plan.inventory.values() if i.expected.role is Role.EXPERT]
-    weights = sum(i.expected.shape[0] * i.expected.shape[1] for i in experts)
+    weights = sum(i.expected.shape[0] * i.expected.shape[1] * (i.expected.stack or 1) for i in experts)
     stored = sum(line.bytes_out for line in plan.roles if line.role == Role.EXPERT.value)
     return round(8 * stored / weights, 4) if weights else 0.0
 

@@ -112,6 +112,24 @@ def test_a_move_that_changes_a_number_is_caught(monkeypatch: pytest.MonkeyPatch)
         translate(weight, formats.get("deepseek_mxfp4"), formats.get("deepseek_fp8"))
 
 
+@pytest.mark.parametrize("spoil", [
+    lambda weight: FineWeight(weight.bytes_NJ ^ 1, weight.scale_NG.repeat_interleave(4, -1)),
+    lambda weight: FineWeight(weight.bytes_NJ, weight.scale_NG.repeat_interleave(4, -1) * 2),
+])  # fmt: skip
+def test_an_int4_move_that_changes_a_number_is_caught(
+    monkeypatch: pytest.MonkeyPatch, spoil: Callable[[GroupWeight], FineWeight]
+) -> None:
+    """Though int4 forms are compared by codes and scales, not multiplied out."""
+    from w4afp8.formats import _move
+
+    sglang, kimi = formats.get("sglang_w4afp8"), formats.get("compressed_tensors_int4")
+    weight = GroupWeight(torch.ones(2, 256, dtype=torch.int8), torch.tensor([[0.5, 1.0], [2.0, 0.25]]))
+    assert torch.equal(kimi.unpack(translate(weight, sglang, kimi)).dequantize(), weight.dequantize())
+    monkeypatch.setattr(_move, "MOVES", _move.MOVES | {(GroupWeight, FineWeight): spoil})
+    with pytest.raises(FormatError, match="the numbers are not the source's"):
+        translate(weight, sglang, kimi)
+
+
 def test_every_scale_byte_up_to_252_is_a_bfloat16_times_every_code() -> None:
     codes = torch.arange(16, dtype=torch.uint8).repeat(253, 2)
     weight = MicroWeight(codes, torch.arange(253, dtype=torch.uint8)[:, None])

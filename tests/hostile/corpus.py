@@ -145,7 +145,7 @@ def rename_tensor(folder: Path) -> None:
     edit_json(folder / INDEX, lambda i: i["weight_map"].update({"model.odd.weight": i["weight_map"].pop(NORM)}))
 
 
-def spoil(tensor_end: str, pattern: bytes) -> Damage:
+def spoil(tensor_end: str | tuple[str, ...], pattern: bytes) -> Damage:
     """The first number of the first tensor whose name ends so."""
 
     def damage(folder: Path) -> None:
@@ -241,8 +241,10 @@ CORPUS: tuple[Hostile, ...] = (
     Hostile("hidden size infinite", field(hidden_size=float("inf"))),
     Hostile("hidden size of another model", field(hidden_size=256)),
     Hostile("norm not a number", spoil("model.norm.weight", b"\xff\xff"), "values"),
-    Hostile("scale not a number", spoil(".0.down_proj.weight_scale_inv", NAN32), "values"),
-    Hostile("scale infinite", spoil(".0.gate_proj.weight_scale_inv", INF32), "values"),
+    Hostile(
+        "scale not a number", spoil((".0.down_proj.weight_scale_inv", ".0.down_proj.weight_scale"), NAN32), "values"
+    ),
+    Hostile("scale infinite", spoil((".0.gate_proj.weight_scale_inv", ".0.gate_proj.weight_scale"), INF32), "values"),
     Hostile("tokenizer a link out", instead("tokenizer.json", lambda path, real: path.symlink_to(real)), "files"),
     Hostile("activation scale a list", lambda folder: edit_scales(folder, [2]), "scales"),
     Hostile("activation scales gone", lambda folder: (folder / "act_scales.safetensors").unlink(), "scales"),

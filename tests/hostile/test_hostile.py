@@ -31,21 +31,25 @@ COMMANDS: dict[str, tuple[str, list[str], set[str], set[int]]] = {
     "quantize": ("source", ["quantize", "--model", "IN", "-o", "OUT", "--set", "calibration.tokens=256"],
                  {"headers", "values", "files"}, {2, 3, 6}),
     "validate": ("output", ["validate", "IN", "--quick"], {"headers", "values", "scales"}, {3, 7}),
+    "validate converted": ("converted", ["validate", "IN"], {"headers", "values"}, {3, 7}),
 }  # fmt: skip
 CONVERT_READS = {"norm not a number"}  # a conversion copies what is no expert as it is, number or not
 
 
 @pytest.fixture(scope="session")
-def sound(quantized_toys: Toys) -> dict[str, Path]:
-    """A source, and what was made of it, both whole."""
+def sound(quantized_toys: Toys, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A source, what was made of it, and what that was converted to, all whole."""
     source, output = quantized_toys(SGLANG)
-    return {"source": source, "output": output}
+    converted = tmp_path_factory.mktemp("converted") / "toy"
+    conversion.run(conversion.prepare(output, "modelopt_w4a8_awq", converted, 1.0))
+    return {"source": source, "output": output, "converted": converted}
 
 
 def spoiled(sound: Path, folder: Path) -> Path:
-    """A copy to damage, without the tool's own record: a stranger's checkpoint."""
+    """A copy to damage, without the tool's own record: a stranger's checkpoint.  What says it was converted, stays."""
     shutil.copytree(sound, folder)
-    shutil.rmtree(folder / "w4afp8", ignore_errors=True)
+    if not (folder / "w4afp8/conversion.json").exists():
+        shutil.rmtree(folder / "w4afp8", ignore_errors=True)
     return folder
 
 
@@ -68,13 +72,13 @@ def test_a_hostile_checkpoint_is_refused(
     assert code in codes, (code, said[-3000:])
     assert "Traceback" not in said and "out of memory" not in said
     assert not out.exists(), "something was written"
-    assert "error:" in said or command == "validate"
-    if command != "validate":  # which leaves its verdict
+    assert "error:" in said or command.startswith("validate")
+    if not command.startswith("validate"):  # which leaves its verdict
         assert sorted(path.name for path in folder.iterdir()) == before
     assert len(said) < 60_000, "an error for people"
 
 
-@pytest.mark.parametrize("kind", ["source", "output"])
+@pytest.mark.parametrize("kind", ["source", "output", "converted"])
 def test_the_corpus_spoils_what_is_sound(sound: dict[str, Path], serving: Forks, tmp_path: Path, kind: str) -> None:
     """The same commands pass before the damage."""
     folder = spoiled(sound[kind], tmp_path / "in")
@@ -111,3 +115,21 @@ def test_random_damage_is_survived_or_refused(sound: dict[str, Path], tmp_path: 
     assert refused > 30
     path.write_bytes(whole)
     assert json.dumps(inspect_json(folder, tensors=False))
+
+
+@pytest.mark.parametrize("part", ["header", INDEX, CONFIG, "w4afp8/conversion.json"])
+def test_random_damage_of_a_conversion_is_named(sound: dict[str, Path], tmp_path: Path, part: str) -> None:
+    chance = random.Random(part)
+    folder = spoiled(sound["converted"], tmp_path / "in")
+    path = shard_of(folder) if part == "header" else folder / part
+    whole = path.read_bytes()
+    length = 8 + struct.unpack("<Q", whole[:8])[0] if part == "header" else len(whole)
+    for mutated in mutations(whole[:length], chance, 40):
+        path.write_bytes(mutated + whole[length:])
+        try:
+            report = validate(folder, sound["output"])
+            assert report.problems or mutated == whole[:length]
+        except W4AFP8Error:
+            pass
+    path.write_bytes(whole)
+    assert validate(folder, sound["output"]).passed

@@ -69,7 +69,7 @@ def test_a_refusal_has_words(problem, word):
 
 def test_every_measured_choice_can_be_made():
     rows = {(row.kernel, row.split_groups): row for row in schedules.ROWS}
-    for shape, measured in tuned.table("h200").items():
+    for shape, measured in tuned.table("h200").schedules.items():
         for tokens, kernel, split in measured:
             problem = Problem(tokens, *map(int, shape.split()))
             assert schedules.choose(problem) == rows[kernel, split]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from fake_stand import ABOUT, MACHINE, Clock
 
-from w4afp8.kernels import schedules, settings, tuned
+from w4afp8.kernels import layers, schedules, settings, tuned
 from w4afp8.measure.shapes import Gemm, Layer, Shape
 from w4afp8.measure.stand import Stand, layer_schedule
 
@@ -20,9 +20,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def stand(clock: Clock) -> Stand:
-    return Stand(
-        torch.device("cpu"), clock, lambda: MACHINE, clock.gemm, clock.layer, clock.layer, layer_schedule, ABOUT
-    )
+    return Stand(torch.device("cpu"), clock, lambda: MACHINE, clock.gemm, clock.layer, clock.way, layer_schedule, ABOUT)
 
 
 @pytest.fixture
@@ -40,4 +38,5 @@ def _no_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Any:
     yield
     tuned.forget()
     schedules.forget()
+    layers.forget()
     assert settings.tuned_table("x").is_relative_to(tmp_path)

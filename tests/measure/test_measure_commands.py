@@ -78,6 +78,8 @@ def test_tune_writes_where_the_kernels_look(run: Run, on_stand: Stand, clock: Cl
     found = json.loads(text)
     assert code == 0 and [f["problem"] for f in found["found"]][:2] == ["tiny-dsv3.gate_up", "tiny-dsv3.down"]
     assert len(json.loads(path.read_text())["schedules"]) == len(table["schedules"])
+    (way,) = json.loads(path.read_text())["layers"].values()
+    assert [f["schedule"] for f in found["found"] if f["problem"] == "tiny-dsv3"] == [kernel for _, kernel in way]
 
 
 def test_a_table_that_the_environment_names_is_made_and_begun_afresh(

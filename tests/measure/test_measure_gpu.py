@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from w4afp8.kernels import schedules, settings
+from w4afp8.kernels import layers, schedules, settings
 from w4afp8.measure import bench, stand, table, tune
 from w4afp8.measure.shapes import Gemm, Layer, Shape
 from w4afp8.measure.timing import graph_time
@@ -46,10 +46,15 @@ def test_every_cell_is_measured() -> None:
 def test_what_is_found_is_what_is_chosen(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = stand.hopper("a test")
     found = list(tune.search("moe" if kind == "moe" else "gemm", [SMALL], (64,), place, lambda *step: None))
-    assert len(found) == (2 if kind == "moe" else 3)
+    assert len(found) == 3
     assert not any(f.wrong for f in found), "a schedule is wrong"
     path = settings.tuned_table(place.about["device"])
     assert path.is_relative_to(tmp_path)
     table.write(path, found, place.about, "a test")
     for f in found:
-        assert schedules.choose(schedules.Problem(f.rows, f.gemm.experts, f.gemm.rows, f.gemm.cols)) == f.best
+        if isinstance(f.problem, Gemm):
+            asked = schedules.Problem(f.rows, f.problem.experts, f.problem.rows, f.problem.cols)
+            assert schedules.choose(asked) == f.best
+        else:
+            row = layers.choose(layers.Layer(256, f.rows, f.problem.experts, f.problem.hidden, f.problem.inner))
+            assert (row.kernel if row else "several") == f.best

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from w4afp8 import conversion
 from w4afp8.cli import cli, code_of
 from w4afp8.validate import gate
 from w4afp8.validate.gate import State
@@ -85,3 +86,58 @@ def test_two_samples_are_refused(run: Run, out: Path) -> None:
     code, _, err = run(out, "--quick", "--sample", 3)
     assert code == 2 and "give one" in err
     assert run(out / "none")[0] == 3
+
+
+@pytest.fixture
+def converted(out: Path, quantized_toy: tuple[Path, Path], run: Run, tmp_path: Path) -> Path:
+    """A conversion to a format that is never quantized to, of a checkpoint that was proven."""
+    assert run(out, "--against", quantized_toy[0])[0] == 0
+    there = tmp_path / "there"
+    conversion.run(conversion.prepare(out, "modelopt_w4a8_awq", there, 0.001))
+    return there
+
+
+def test_a_conversion_is_proven_by_its_sources_proof_or_beside_it(run: Run, converted: Path, out: Path) -> None:
+    code, text, err = run(converted)
+    assert code == 0, err
+    assert f"next: w4afp8 push {converted} --repo ORG/NAME" in text
+    assert "led back to sglang_w4afp8, every tensor has the bytes with which out was proven" in " ".join(text.split())
+    assert gate.state(converted).state is State.PROVEN
+    assert "led back to sglang_w4afp8" in (converted / "w4afp8/report.html").read_text()
+    code, text, _ = run(converted, "--against", out, "--json")
+    said = json.loads(text)
+    assert (
+        code == 0
+        and said["proven"]
+        and said["claim"] == "every number is that of out, and what was carried has its bytes"
+    )
+    path = next(converted.glob("model-*.safetensors"))
+    whole = bytearray(path.read_bytes())
+    whole[-1] ^= 1
+    path.write_bytes(whole)
+    assert gate.state(converted).state is State.STALE
+    code, text, err = run(converted, "--json")
+    assert code == 7 and "the checkpoint is not what it promises" in err and not json.loads(text)["passed"]
+
+
+def test_a_conversion_looks_for_its_source_and_says_where_to_go_on(run: Run, converted: Path, out: Path) -> None:
+    (converted / "w4afp8/source-validation.json").unlink()
+    code, text, _ = run(converted)  # the file is missing, and the source lies beside
+    assert code == 7 and "source-validation.json" in text and gate.state(converted).state is State.FAILED
+    shutil.rmtree(converted)
+    (out / "w4afp8/validation.json").unlink()
+    conversion.run(conversion.prepare(out, "modelopt_w4a8_awq", converted, 0.001))
+    code, text, _ = run(converted)
+    assert code == 0 and "a look, not a proof" in text
+    assert "out is unvalidated" in str(gate.state(converted))
+    out.rename(out.with_name("elsewhere"))
+    code, text, _ = run(converted)
+    assert code == 0 and "out is not here, and had no proof when it was converted" in str(gate.state(converted))
+    assert run(converted, "--against", out.with_name("elsewhere"))[0] == 0
+
+
+def test_a_conversion_is_compared_whole_and_multiplies_nothing(run: Run, converted: Path) -> None:
+    code, _, err = run(converted, "--quick")
+    assert code == 2 and "a conversion is always compared whole" in err
+    code, _, err = run(converted, "--device", "cuda")
+    assert code == 2 and "number by number, nothing is multiplied" in err

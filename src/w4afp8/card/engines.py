@@ -61,6 +61,11 @@ def activation_scales(format_name: str | None) -> tuple[str, str]:
     return ("kept", scale.file) if scale.file else ("none", "")
 
 
+def has_scales(format_name: str) -> bool:
+    """Whether a weight of the format is more than one tensor; so it is where this program does not know the format."""
+    return format_name not in formats.names() or len(formats.get(format_name).parts) > 1
+
+
 def bits(format_names: str) -> str:
     """'16 and 32' of 'bf16, f32'; formats that are none of ours are plain dtypes named by their width."""
     found = []

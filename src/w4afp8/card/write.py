@@ -17,12 +17,14 @@ from w4afp8._version import __version__
 from w4afp8.calibration import BUNDLED
 from w4afp8.card import engines, source
 from w4afp8.checkpoint import atomic
+from w4afp8.checkpoint.lineage import SOURCE_PROOF
 from w4afp8.checkpoint.reader import read_json
 from w4afp8.errors import CheckpointError, RecipeError
 from w4afp8.layouts import _record as layout_record
 from w4afp8.report.facts import FOLDER, Facts, gather
+from w4afp8.report.reproduce import reproduce
 from w4afp8.report.scales import number, percent, size
-from w4afp8.report.summary import plural, reproduce
+from w4afp8.report.summary import plural
 from w4afp8.validate import gate
 from w4afp8.validate.seal import CARD, VALIDATION, FileSeal
 
@@ -116,6 +118,7 @@ def _render(facts: Facts, *, metadata: Mapping[str, Any], verdict: gate.Gate, mo
         head=yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True),
         facts=facts,
         format=_format(facts),
+        quantized=_was_quantized(facts),
         verdict=verdict,
         classes=_classes(facts),
         readers=readers,
@@ -135,6 +138,11 @@ def _render(facts: Facts, *, metadata: Mapping[str, Any], verdict: gate.Gate, mo
     )  # fmt: skip
 
 
+def _was_quantized(facts: Facts) -> bool:
+    """Whether a run rounded the experts; converting alone rounds nothing."""
+    return facts.conversion is None or bool(facts.record.get("method"))
+
+
 def _readers(facts: Facts) -> tuple[str, ...]:
     """The engines and releases that read these bytes."""
     return (str(facts.layout["read_by"]),) if facts.layout else engines.read_by(_format(facts))
@@ -148,10 +156,11 @@ def _format(facts: Facts) -> str | None:
 def _classes(facts: Facts) -> list[dict[str, Any]]:
     rows = []
     for role, row in facts.roles.items():
-        quantized = row.get("bytes_in") != row.get("bytes_out")
+        quantized = row.get("bytes_in") != row.get("bytes_out") and _was_quantized(facts)
         stored = str((_format(facts) if quantized else None) or row.get("format") or "")
         exact = facts.record.get("bits_per_weight")
-        shown = f"{exact:g} with scales" if quantized and isinstance(exact, int | float) else engines.bits(stored)
+        counted = quantized and isinstance(exact, int | float) and engines.has_scales(stored)
+        shown = f"{exact:g} with scales" if counted else engines.bits(stored)
         rows.append(
             {"role": role, "format": stored or "unknown", "bits": shown, "quantized": quantized,
              "before": size(row.get("bytes_in")), "after": size(row.get("bytes_out"))}
@@ -186,9 +195,9 @@ def _sums(files: Mapping[str, FileSeal]) -> str | None:
 
 
 def _compared_with(folder: Path, state: gate.State) -> str | None:
-    """The Hub id of the source that the validation proved this to be."""
+    """The Hub id of the source that the validation proved this to be, itself or by the proof of what it was made of."""
     if state is not gate.State.PROVEN:
         return None
-    kept = folder / layout_record.FILES / VALIDATION  # of a layout: the canonical checkpoint's own
-    found = (read_json(kept if kept.is_file() else folder / VALIDATION).get("source") or {}).get("hub_id")
-    return found if isinstance(found, str) else None
+    kept = (folder / layout_record.FILES / VALIDATION, folder / SOURCE_PROOF, folder / VALIDATION)
+    named = ((read_json(path).get("source") or {}).get("hub_id") for path in kept if path.is_file())
+    return next((found for found in named if isinstance(found, str)), None)

@@ -34,11 +34,13 @@ def tune(
 ) -> None:
     """Try every schedule on the Hopper GPU at hand, each verified before it is timed, and keep the fastest in a table.
 
-    `gemm` times each product alone, `moe` the two of the layer inside it.  A table that is there keeps its other rows.
+    `gemm` times each product alone, `moe` the two of the layer inside it, then the layer in one launch.  A table that
+    is there keeps its other rows.
     """
     from w4afp8.kernels import settings
     from w4afp8.measure import shapes, stand, table
     from w4afp8.measure import tune as tuning
+    from w4afp8.measure.race import Found
     from w4afp8.terminal.bench_view import show_found
     from w4afp8.terminal.steps import Steps
 
@@ -49,7 +51,7 @@ def tune(
     table.refuse_foreign(path, place.about["device"])
     made_by = f"w4afp8 tune {kind}"
     total = table.write(path, [], place.about, made_by, keep=not fresh)  # also proves that it can be written
-    found: list[tuning.Found] = []
+    found: list[Found] = []
     with Steps(ERR, quiet=as_json) as steps:
         for one in tuning.search("moe" if kind == "moe" else "gemm", problems, counts, place, steps):
             found.append(one)

@@ -40,16 +40,20 @@ def validate(
     from w4afp8.terminal.steps import Steps
     from w4afp8.validate import gate
     from w4afp8.validate import validate as prove
+    from w4afp8.validate.converted import needs_source
     from w4afp8.validate.origin import origin_of
+    from w4afp8.validate.route import Kind
     from w4afp8.validate.run import check_request
     from w4afp8.validate.seal import take_seal
 
     if quick and sample:
         raise RecipeError("--quick and --sample: both say how many experts are compared; give one")
     sample = gate.QUICK_SAMPLE if quick else sample
-    check_request(folder, sample, device)  # before every byte is read for its digest
-    resources.return_freed_memory()
     source = hub.find_model(against) if against else None
+    kind = check_request(folder, source, sample, device)  # before every byte is read for its digest
+    if source is None and kind is Kind.CONVERTED and needs_source(folder):
+        source = hub.source_at_hand(folder)
+    resources.return_freed_memory()
     kept = True
     with Steps(ERR, quiet=as_json) as steps:
         seal = take_seal(folder, steps) if report else None

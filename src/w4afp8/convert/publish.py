@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,14 +45,29 @@ def publish(out: Path, plan: Plan, reader: CheckpointReader, input_scales: Mappi
 
 def finish(out: Path, plan: Plan, reader: CheckpointReader, copied: Iterable[str]) -> None:
     """Everything but tensors: the files `copied` from the source, the format's own, the index and the config."""
+    copy_side_files(out, plan, reader, copied)
+    for name, content in last_files(plan).items():
+        atomic.write_json(out / name, content)
+
+
+def copy_side_files(out: Path, plan: Plan, reader: CheckpointReader, copied: Iterable[str]) -> list[str]:
+    """The files `copied` from the source and the format's own; their names."""
+    written = []
     for name in copied:
         target = out / name
         target.parent.mkdir(parents=True, exist_ok=True)
         atomic.copy_file(reader.folder / name, target)
+        written.append(name)
     for name, content in plan.target.side_files(plan.config).items():
         atomic.write_json(out / name, content)
-    atomic.write_json(out / INDEX, {"metadata": {"total_size": plan.total_bytes}, "weight_map": plan.weight_map})
-    atomic.write_json(out / CONFIG, plan.config)
+        written.append(name)
+    return written
+
+
+def last_files(plan: Plan) -> dict[str, dict[str, Any]]:
+    """What makes the directory a checkpoint, in the order in which it is written."""
+    index = {"metadata": {"total_size": plan.total_bytes}, "weight_map": plan.weight_map}
+    return {INDEX: index, CONFIG: plan.config}
 
 
 def _write_input_scales(out: Path, plan: Plan, input_scales: Mapping[int, Mapping[str, float]]) -> None:

@@ -15,6 +15,7 @@ from w4afp8 import formats
 from w4afp8.errors import FormatError
 from w4afp8.formats._move import move
 from w4afp8.formats._spec import (
+    FINE_GROUP,
     AwareWeight,
     BlockWeight,
     FineWeight,
@@ -100,7 +101,7 @@ def translate(
     if refusal:
         raise FormatError(f"{source.name} to {target.name}: {refusal}")
     moved = move(weight, target.form, input_scale)
-    if moved is not weight and not torch.equal(moved.dequantize(), weight.dequantize()):
+    if not _same_numbers(moved, weight):
         raise FormatError(
             f"{source.name} to {target.name}: the numbers are not the source's; report this with the file"
         )
@@ -117,6 +118,25 @@ def check_scales(parts: Mapping[str, Tensor], source: WeightFormat, target: Weig
     But for the targets in ON_CODES, whose numbers are products of both.
     """
     target.pack(move(source.unpack(parts), target.form))
+
+
+def _same_numbers(one: Weight, other: Weight) -> bool:
+    """Whether two weights are equal; the same codes under the same scales need not be multiplied out to say so."""
+    if one is other:
+        return True
+    mine, theirs = _int4(one), _int4(other)
+    if mine and theirs and all(map(torch.equal, mine, theirs)):
+        return True
+    return torch.equal(one.dequantize(), other.dequantize())
+
+
+def _int4(weight: Weight) -> tuple[Tensor, Tensor] | None:
+    """The bytes of codes in groups of 32 and their scales, of forms that are no more than these."""
+    if isinstance(weight, AwareWeight):
+        return _int4(weight.group) if bool((weight.pre_scale_K == 1).all()) else None
+    if isinstance(weight, GroupWeight):
+        return weight.bytes_NJ, weight.scale_NG.repeat_interleave(weight.group_k // FINE_GROUP, -1)
+    return (weight.bytes_NJ, weight.scale_NG) if isinstance(weight, FineWeight) else None
 
 
 def first_difference(one: Weight, other: Weight) -> str | None:
@@ -156,7 +176,8 @@ def matrix_page() -> str:
         "# What converts into what",
         "",
         "Printed from `formats/_conversion.py` by `python tests/formats/test_format_matrix.py`; a test compares them.",
-        "A number points to the reason or the condition below. Every conversion reads its result back and compares it.",
+        "A number points to the reason or the condition below. Every conversion reads its result back and compares it;",
+        "`w4afp8 validate` compares it with the source again (docs/publishing.md).",
         "",
         "| from \\ to | " + " | ".join(f"`{name}`" for name in names) + " |",
         "| --- |" + " --- |" * len(names),

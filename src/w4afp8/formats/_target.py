@@ -47,12 +47,16 @@ class CheckpointFormat:
     quantization_config: Callable[[Config], dict[str, Any]]
     side_files: Callable[[Config], dict[str, Any]]  # output config -> file name -> JSON
     read_by: tuple[str, ...]
-    validated: bool  # `validate` can prove it, so `quantize` may write it; `convert` proves what it writes itself
     stacked: bool = False  # a layer's experts share tensors, each its part along the first axis
     plain_config: Callable[[Config], dict[str, Any]] | None = None
     scheme: str = "W4AFP8"  # of recipes; what `quantize` rounds experts to for this format
     written: bool = True
     expert_dtype: str | None = None  # config.json's field of that name, in families that have it
+
+    @property
+    def quantizable(self) -> bool:
+        """Whether `quantize` writes it: 4-bit experts, each in tensors of its own, beside which nothing is stored."""
+        return self.written and self.expert_weight.bits == 4 and not self.stacked and not self.input_scale.within
 
     @property
     def linear_weight(self) -> WeightFormat:

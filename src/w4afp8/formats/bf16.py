@@ -42,6 +42,5 @@ CHECKPOINT = CheckpointFormat(
     quantization_config=_no_config,
     side_files=no_side_files,
     read_by=("vLLM", "SGLang"),
-    validated=False,
     scheme="none",
 )

@@ -65,6 +65,5 @@ CHECKPOINT = CheckpointFormat(
     quantization_config=_config,
     side_files=no_side_files,
     read_by=("vLLM (Kimi-K2-Thinking)", "SGLang (Kimi-K2-Thinking)"),
-    validated=False,
     written=False,
 )

@@ -59,7 +59,6 @@ CHECKPOINT = CheckpointFormat(
     plain_config=_plain_config,
     side_files=no_side_files,
     read_by=("vLLM (compressed-tensors)",),  # SGLang 0.5.23 too where linears have 16 bits
-    validated=True,
     scheme="MXFP4",
     expert_dtype="fp4",
 )

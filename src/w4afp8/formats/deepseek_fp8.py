@@ -58,6 +58,5 @@ CHECKPOINT = CheckpointFormat(
     quantization_config=_config,
     side_files=no_side_files,
     read_by=("SGLang (DeepSeek-V3)", "vLLM (DeepSeek-V3)", "TensorRT-LLM (DeepSeek-V3)"),
-    validated=False,
     scheme="FP8",
 )

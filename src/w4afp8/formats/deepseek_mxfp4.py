@@ -43,7 +43,6 @@ CHECKPOINT = CheckpointFormat(
     quantization_config=deepseek_ue8m0.config,
     side_files=no_side_files,
     read_by=("SGLang (DeepSeek-V4)", "vLLM (DeepSeek-V4)"),
-    validated=True,
     scheme="MXFP4",
     expert_dtype="fp4",
 )

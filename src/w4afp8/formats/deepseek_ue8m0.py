@@ -59,7 +59,6 @@ CHECKPOINT = CheckpointFormat(
     quantization_config=config,
     side_files=no_side_files,
     read_by=("SGLang (DeepSeek-V4 with FP8 experts)", "vLLM (DeepSeek-V4 with FP8 experts)"),
-    validated=False,
     scheme="FP8",
     expert_dtype="fp8",
 )

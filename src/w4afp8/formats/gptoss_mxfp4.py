@@ -56,7 +56,6 @@ CHECKPOINT = CheckpointFormat(
     quantization_config=_config,
     side_files=no_side_files,
     read_by=("vLLM (gpt-oss)", "SGLang (gpt-oss)", "transformers (gpt-oss)"),
-    validated=False,
     stacked=True,
     scheme="MXFP4",
 )

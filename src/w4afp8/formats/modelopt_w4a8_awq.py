@@ -109,5 +109,4 @@ CHECKPOINT = CheckpointFormat(
     plain_config=_plain_config,
     side_files=_side_files,
     read_by=("TensorRT-LLM (W4A8_AWQ, VANILLA loading)",),
-    validated=False,
 )

@@ -71,5 +71,4 @@ CHECKPOINT = CheckpointFormat(
     quantization_config=_config,
     side_files=_side_files,
     read_by=("SGLang >= 0.5 (--quantization is detected)", "TensorRT-LLM (W4A8_CUSTOM)"),
-    validated=True,
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from w4afp8 import families
+from w4afp8.checkpoint.lineage import read_lineage
+from w4afp8.checkpoint.reader import CONFIG
 from w4afp8.errors import HubError, RecipeError
 
 DATA_FILES = ["*.jsonl", "*.parquet", "*.txt"]
@@ -20,6 +22,24 @@ def find_model(name: str, revision: str | None = None) -> Path:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise RecipeError(f"{name}: no such directory")
     return _snapshot(model_id(name), revision, "model")
+
+
+def source_at_hand(folder: Path) -> Path | None:
+    """The directory that `folder` was converted from, where it lies beside it, in the working directory or in the
+    Hub's cache; nothing is fetched.  That it is the one, who asks must see.
+
+    Raises: CheckpointError when conversion.json cannot be read.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    source = read_lineage(folder).source
+    if source.hub_id is not None:
+        cached = try_to_load_from_cache(source.hub_id, CONFIG, revision=source.revision)
+        return Path(cached).parent if isinstance(cached, str) else None
+    if Path(source.name).name != source.name:
+        return None
+    near = (folder.resolve().parent / source.name, Path.cwd() / source.name)
+    return next((place for place in near if (place / CONFIG).is_file()), None)
 
 
 def model_id(name: str) -> str:

@@ -1,12 +1,17 @@
 """How a fused layer is run: in one launch while experts have few rows, in several beyond.
 
 A row here is one compiled kernel of csrc/sm90/moe/layer/instances/; no row that runs the layer means several launches.
+`choose` takes what `w4afp8 tune moe` measured fastest for these sizes and about this many rows; where nothing was
+measured, the bounds of the rows decide.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import sqrt
+
+from w4afp8.kernels import tuned
 
 MAX_PAIRS = 4096
 MAX_EXPERTS = 512
@@ -35,7 +40,7 @@ class OneLaunch:
 
     kernel: str
     tokens: int
-    # Where it is the fastest, measured by benchmarks/bench_kernel_layer.py: up to so many of `most_rows`, and of inner.
+    # Where it is the fastest as a rule, on an H200: up to so many of `most_rows`, and of inner.
     up_to: float
     up_to_inner: int
 
@@ -63,6 +68,16 @@ class OneLaunch:
 ROWS = (OneLaunch("n8", 8, 6.5, 1 << 20), OneLaunch("n16", 16, 12.0, 512))
 
 
+@lru_cache(maxsize=4096)
 def choose(layer: Layer) -> OneLaunch | None:
-    """The first row that runs the layer."""
-    return next((row for row in ROWS if not row.refusals(layer)), None)
+    """The row measured fastest for `layer`, else the first that should run it; None for several launches."""
+    measured = tuned.lookup_layer(layer.experts, layer.hidden, layer.inner, layer.likely)
+    if measured == tuned.SEVERAL:
+        return None
+    known = (row for row in ROWS if row.kernel == measured and not row.cannot(layer))
+    return next(known, None) or next((row for row in ROWS if not row.refusals(layer)), None)
+
+
+def forget() -> None:
+    """Choose anew, after a table of measured choices changed."""
+    choose.cache_clear()

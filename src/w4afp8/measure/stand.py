@@ -14,7 +14,7 @@ from torch import Tensor
 
 import w4afp8.kernels.ops  # noqa: F401  (registers torch.ops.w4afp8)
 from w4afp8.errors import RecipeError
-from w4afp8.kernels import layers, sm90
+from w4afp8.kernels import layers, sm90, tuned
 from w4afp8.kernels.calls import GemmCall, MoECall
 from w4afp8.kernels.device import require_hopper
 from w4afp8.kernels.layout import TILE_COLS, TILE_ROWS
@@ -23,9 +23,12 @@ from w4afp8.measure import about, ceilings
 from w4afp8.measure.floor import Machine
 from w4afp8.measure.timing import Timer, graph_time
 
-CHOSEN, SEVERAL = "chosen", "several"
+CHOSEN, SEVERAL = "chosen", tuned.SEVERAL
 RunGemm = Callable[[GemmCall, Schedule, Tensor | None], Tensor]  # (call, schedule, where to write)
 RunLayer = Callable[[MoECall], Tensor]
+RunWay = Callable[
+    [MoECall, layers.OneLaunch | None, Tensor | None], Tensor
+]  # (call, row; None: several, where to write)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class Stand:
     ceilings: Callable[[], Machine]
     gemm: RunGemm
     layer: RunLayer  # as an engine calls it
-    launches: RunLayer  # the same through its GEMMs' own launches, whose schedules `tune moe` tries
+    way: RunWay  # the same in one launch, or through its GEMMs' own launches, whose schedules `tune moe` tries
     layer_schedule: Callable[[MoECall], str | None]  # what `layer` runs, in words; None for what it does not run
     about: Mapping[str, str]
 
@@ -50,11 +53,15 @@ def hopper(what: str, way: str = CHOSEN) -> Stand:
     layer = runner(way)
     require_hopper(what)
     how = partial(layer_schedule, way=way)
-    return Stand(torch.device("cuda"), graph_time, ceilings.measure, _gemm, layer, runner(SEVERAL), how, about.about())
+    return Stand(torch.device("cuda"), graph_time, ceilings.measure, _gemm, layer, _way, how, about.about())
 
 
 def _gemm(call: GemmCall, schedule: Schedule, out: Tensor | None = None) -> Tensor:
     return sm90.grouped_gemm(call, schedule, out=out)
+
+
+def _way(call: MoECall, row: layers.OneLaunch | None, out: Tensor | None = None) -> Tensor:
+    return sm90.fused_moe(call, row or False, out)
 
 
 def runner(way: str) -> RunLayer:

@@ -9,18 +9,22 @@ from typing import Any
 
 from w4afp8.checkpoint import atomic
 from w4afp8.errors import RecipeError
-from w4afp8.kernels import schedules, tuned
-from w4afp8.measure.stand import spelled
-from w4afp8.measure.tune import Found
+from w4afp8.kernels import layers, schedules, tuned
+from w4afp8.measure.race import Found
 
-WHAT = 'The fastest schedule of each measured problem: "experts rows cols" -> [rows of x, kernel, split_groups]'
+WHAT = (
+    'The fastest schedule of each measured problem: "experts rows cols" -> [rows of x, kernel, split_groups]; '
+    'of each measured layer "experts hidden inner" -> [rows here, kernel of one launch or "several"]'
+)
+
+Rows = dict[str, dict[int, tuple[str | int, ...]]]  # key -> rows -> the rest of an entry
 
 
 def refuse_foreign(path: Path, device: str) -> None:
     """Before anything is measured.  Raises: RecipeError when the table at `path` is another device's."""
     if not path.exists():
         return
-    measured_on, _ = tuned.parse(path)
+    measured_on = tuned.parse(path).device
     if measured_on != device:
         raise RecipeError(f"{path}: is the table of {measured_on}, this is {device}; give another -o")
 
@@ -30,34 +34,46 @@ def write(path: Path, found: Iterable[Found], about: Mapping[str, str], made_by:
 
     A problem found replaces the row of the same weight and number of rows; every other row stays, unless not `keep`.
     """
-    rows: dict[str, dict[int, tuple[str, int]]] = {}
+    gemms: Rows = {}
+    ways: Rows = {}
     if keep and path.exists():
-        for shape, measured in tuned.parse(path)[1].items():
-            rows[shape] = {r: (kernel, split) for r, kernel, split in measured}
+        old = tuned.parse(path)
+        gemms = {shape: {r: (kernel, split) for r, kernel, split in rows} for shape, rows in old.schedules.items()}
+        ways = {shape: {r: (kernel,) for r, kernel in rows} for shape, rows in old.layers.items()}
     for f in found:
-        rows.setdefault(f.weight, {})[f.rows] = (f.best.kernel, f.best.split_groups)
+        if isinstance(f.best, str):
+            ways.setdefault(f.key, {})[f.rows] = (f.best,)
+        else:
+            gemms.setdefault(f.key, {})[f.rows] = (f.best.kernel, f.best.split_groups)
     content = {"what": WHAT, "made_by": made_by, **about}
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write_bytes(path, _text(content, rows).encode())
+    atomic.write_bytes(path, _text(content, {"schedules": gemms, "layers": ways}).encode())
     tuned.forget()
     schedules.forget()
-    return sum(len(measured) for measured in rows.values())
+    layers.forget()
+    return sum(len(measured) for part in (gemms, ways) for measured in part.values())
 
 
-def _text(head: Mapping[str, Any], rows: Mapping[str, Mapping[int, tuple[str, int]]]) -> str:
-    """JSON with a line a weight, so that a new measurement is a short diff."""
+def _text(head: Mapping[str, Any], parts: Mapping[str, Rows]) -> str:
+    """JSON with a line a weight or layer, so that a new measurement is a short diff."""
+    top = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
+    return (
+        "{\n" + ",\n".join([*top, *(f"  {json.dumps(name)}: {_lines(rows)}" for name, rows in parts.items())]) + "\n}\n"
+    )
+
+
+def _lines(rows: Rows) -> str:
     lines = [
         f"    {json.dumps(shape)}: {json.dumps([[r, *rows[shape][r]] for r in sorted(rows[shape])])}"
         for shape in sorted(rows)
     ]
-    top = [f"  {json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
-    return "\n".join(["{", *top, '  "schedules": {', ",\n".join(lines), "  }", "}"]) + "\n"
+    return "{\n" + ",\n".join(lines) + "\n  }" if lines else "{}"
 
 
 def found_json(f: Found) -> dict[str, Any]:
     """One problem of a search, for `--json`."""
     return {
-        "problem": f.gemm.name, "tokens": f.tokens, "weight": f.weight, "rows": f.rows, "schedule": spelled(f.best),
+        "problem": f.problem.name, "tokens": f.tokens, "weight": f.key, "rows": f.rows, "schedule": f.chosen,
         "us": f.timing.us, "spread_us": f.timing.spread_us, "before_us": f.before_us, "tried": dict(f.tried),
         "wrong": dict(f.wrong), "refused": dict(f.refused),
     }  # fmt: skip

@@ -1,5 +1,7 @@
 """Is a schedule right?  A few experts' rows against a float64 product, every other value against NaN.
 
+Of a layer a few tokens are compared with the plain twin, which quantizes between the products as the kernels do.
+
 Letters: T rows of x, N outputs, K inputs.
 """
 
@@ -10,12 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from w4afp8.kernels import layout
-from w4afp8.kernels.calls import GemmCall
+from w4afp8.kernels import layout, reference
+from w4afp8.kernels.calls import GemmCall, MoECall
 from w4afp8.kernels.checks import GROUP_K
 from w4afp8.numerics.distance import relative_frobenius
 
 WORST_ERROR = 2e-3  # relative Frobenius; rounding the exact product to bfloat16 costs 1.7e-3
+# Of a layer: products rounded a last place apart may fall on neighbouring e4m3 steps, 1/16 of a value.
+WORST_LAYER_ERROR = 2e-2
+TOKENS = 8  # of a layer, compared with the plain twin
 EXPERTS, ROWS = 6, 96  # compared with float64: so many experts, so many rows of each
 
 
@@ -49,10 +54,28 @@ def sample(call: GemmCall) -> Truth:
     return Truth(torch.cat(rows), torch.cat(exact))
 
 
+def sample_layer(call: MoECall) -> Truth:
+    """Tokens spread evenly, the first and last among them, and the first and last of the busiest expert here."""
+    ids, here = call.topk_ids.long() - call.expert_begin, call.w13.shape[0]
+    local = ids[(ids >= 0) & (ids < here)]
+    rows = {i * (len(call.x) - 1) // (TOKENS - 1) for i in range(TOKENS)}
+    if len(local):
+        own = (ids == local.bincount().argmax()).any(1).nonzero().flatten()
+        rows |= {int(own[0]), int(own[-1])}
+    tokens = torch.tensor(sorted(rows), device=call.x.device)
+    part = call._replace(x=call.x[tokens], topk_ids=call.topk_ids[tokens], topk_weights=call.topk_weights[tokens])
+    return Truth(tokens, reference.fused_moe(part).double())
+
+
 def poisoned(call: GemmCall) -> Tensor:
     """NaN [T, N], for the kernel to write over."""
     rows = call.weight.shape[1] * layout.TILE_ROWS
     return torch.full((len(call.x), rows), float("nan"), dtype=call.out_dtype, device=call.x.device)
+
+
+def poisoned_layer(call: MoECall) -> Tensor:
+    """NaN [T, H]."""
+    return torch.full_like(call.x, float("nan"))
 
 
 def _product(call: GemmCall, expert: int, rows: Tensor) -> Tensor:

@@ -1,57 +1,36 @@
 """`tune`: every schedule that runs a problem, verified, then timed; the fastest of each goes into a table.
 
-`tune gemm` times each GEMM alone, `tune moe` the two of a layer inside the fused layer, where L2 holds what the step
-before left there.  A row that is wrong is reported and not timed.
+`tune gemm` times each GEMM alone, `tune moe` the two of a layer inside the fused layer of several launches, where L2
+holds what the step before left there, and then that layer beside every kernel of one launch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from w4afp8.errors import KernelError
-from w4afp8.kernels import schedules, tuned
+from w4afp8.kernels import layers, schedules, sm90, tuned
 from w4afp8.kernels.calls import GemmCall, MoECall
+from w4afp8.kernels.layers import OneLaunch
 from w4afp8.kernels.schedules import Schedule
 from w4afp8.measure import data, truth
 from w4afp8.measure.bench import Progress, expected_rows
 from w4afp8.measure.cells import Kind
+from w4afp8.measure.race import Found, race
 from w4afp8.measure.shapes import Gemm, Layer, Shape
-from w4afp8.measure.stand import Stand, spelled
-from w4afp8.measure.timing import Call, Timing
+from w4afp8.measure.stand import SEVERAL, Stand, spelled
+from w4afp8.measure.timing import Call
 
-LOOK_REPLAYS = 3  # a first look at every row
-WITHIN = 1.25  # of the fastest look: these are timed in full
+WAYS = (None, *layers.ROWS)  # of a layer; None: several launches
 
 Timed = Callable[[Schedule], list[Call]]  # what is timed to judge a row
 Pin = tuple[Gemm, Schedule]
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """The fastest schedule of one problem, and what was tried."""
-
-    gemm: Gemm
-    tokens: int
-    rows: int  # of x
-    best: Schedule
-    timing: Timing
-    before_us: float | None  # the schedule that was chosen until now; None when it was found wrong
-    tried: Mapping[str, float]  # kernel/split -> microseconds
-    wrong: Mapping[str, str]  # kernel/split -> what it did
-    refused: Mapping[str, str]  # kernel/split -> why it does not run this problem
-
-    @property
-    def weight(self) -> str:
-        """The key of the table."""
-        return f"{self.gemm.experts} {self.gemm.rows} {self.gemm.cols}"
-
-
 def search(
     kind: Kind, shapes: Sequence[Shape], tokens: Sequence[int], stand: Stand, on_progress: Progress
 ) -> Iterator[Found]:
-    """The best schedule of every problem, one at a time.  Raises: KernelError when no schedule of one is right."""
+    """The best of every problem, one at a time.  Raises: KernelError when no schedule of one is right."""
     for shape in shapes:
         if kind == "moe":
             if shape.layer:
@@ -68,11 +47,12 @@ def _gemm(gemm: Gemm, tokens: Sequence[int], stand: Stand, on_progress: Progress
         if not drawn:
             continue
         calls = data.gemm_calls(weights, drawn, gemm.cols)
-        yield _best(gemm, m, calls[0], _alone(stand, calls), stand, _step(on_progress, gemm, done, tokens))
+        step = _step(on_progress, gemm.name, done, tokens, len(schedules.ROWS))
+        yield _schedule(gemm, m, calls[0], _alone(stand, calls), stand, step)
 
 
 def _layer(layer: Layer, tokens: Sequence[int], stand: Stand, on_progress: Progress) -> Iterator[Found]:
-    """gate_up first, then down with the gate_up that won."""
+    """gate_up first, then down with the gate_up that won, then the layer in one launch beside the two."""
     gate_up, down = (data.weight(gemm, stand.device) for gemm in layer.gemms)
     for done, m in enumerate(tokens):
         whole = data.layer_calls(layer, gate_up, down, m)
@@ -83,9 +63,14 @@ def _layer(layer: Layer, tokens: Sequence[int], stand: Stand, on_progress: Progr
                 continue
             (call, *_) = data.gemm_calls([weight], drawn[:1], gemm.cols)
             timed = _inside(stand, whole, tuple(won), gemm)
-            found = _best(gemm, m, call, timed, stand, _step(on_progress, gemm, done, tokens))
-            won.append((gemm, found.best))
-            yield found
+            step = _step(on_progress, gemm.name, done, tokens, len(schedules.ROWS))
+            best = _schedule(gemm, m, call, timed, stand, step)
+            if isinstance(best.best, Schedule):
+                won.append((gemm, best.best))
+            yield best
+        if won:
+            step = _step(on_progress, layer.name, done, tokens, len(WAYS))
+            yield _way(layer, m, whole, tuple(won), stand, step)
 
 
 def _alone(stand: Stand, calls: Sequence[GemmCall]) -> Timed:
@@ -93,7 +78,11 @@ def _alone(stand: Stand, calls: Sequence[GemmCall]) -> Timed:
 
 
 def _inside(stand: Stand, whole: Sequence[MoECall], won: tuple[Pin, ...], gemm: Gemm) -> Timed:
-    return lambda row: [partial(_pinned, (*won, (gemm, row)), partial(stand.launches, call)) for call in whole]
+    return lambda row: _several(stand, whole, (*won, (gemm, row)))
+
+
+def _several(stand: Stand, whole: Sequence[MoECall], pins: tuple[Pin, ...]) -> list[Call]:
+    return [partial(_pinned, pins, partial(stand.way, call, None, None)) for call in whole]
 
 
 def _pinned(choices: Sequence[Pin], call: Call) -> None:
@@ -108,45 +97,66 @@ def _pinned(choices: Sequence[Pin], call: Call) -> None:
     schedules.forget()
 
 
-def _step(on_progress: Progress, gemm: Gemm, done: int, tokens: Sequence[int]) -> Callable[[int], None]:
-    """One bar a GEMM, one step a schedule."""
-    each = len(schedules.ROWS)
-    return lambda row: on_progress(gemm.name, done * each + row, len(tokens) * each)
+def _step(on_progress: Progress, name: str, done: int, tokens: Sequence[int], each: int) -> Callable[[int], None]:
+    """One bar a problem, one step a way of it."""
+    return lambda way: on_progress(name, done * each + way, len(tokens) * each)
 
 
-def _best(
-    gemm: Gemm,
-    tokens: int,
-    call: GemmCall,
-    timed: Timed,
-    stand: Stand,
-    on_row: Callable[[int], None],
+def _schedule(
+    gemm: Gemm, tokens: int, call: GemmCall, timed: Timed, stand: Stand, on_row: Callable[[int], None]
 ) -> Found:
-    """Verify on one call, look at every row that is right, time those near the fastest."""
+    """The fastest schedule of one GEMM, verified on one call."""
     rows = expected_rows(gemm, tokens)
     problem = schedules.Problem(rows, gemm.experts, gemm.rows, gemm.cols)
-    refused = {spelled(row): "; ".join(why) for row in schedules.ROWS if (why := row.refusals(problem))}
     exact = truth.sample(call)
-    looks: dict[Schedule, float] = {}
-    wrong: dict[str, str] = {}
-    for number, row in enumerate(schedules.ROWS, 1):
-        on_row(number)
-        if spelled(row) in refused:
-            continue
-        error = exact.error(stand.gemm(call, row, truth.poisoned(call)))
-        if not error <= truth.WORST_ERROR:
-            wrong[spelled(row)] = f"an error of {error:.2g}" if error < float("inf") else "values that are not finite"
-        else:
-            looks[row] = stand.time(timed(row), replays=LOOK_REPLAYS).us
-    if not looks:
-        raise KernelError(
-            f"{gemm.name} M={tokens}: no schedule is right on this device\n"
-            + "\n".join(f"  {row}: {what}" for row, what in {**refused, **wrong}.items())
-        )
-    fastest = min(looks.values())
-    close = {row: stand.time(timed(row)) for row, us in looks.items() if us <= WITHIN * fastest}
-    best = min(close, key=lambda row: close[row].us)
-    chosen = schedules.choose(problem)
-    before = close[chosen].us if chosen in close else looks.get(chosen)
-    tried = {spelled(row): close[row].us if row in close else us for row, us in looks.items()}
-    return Found(gemm, tokens, rows, best, close[best], before, tried, wrong, refused)
+    result = race(
+        f"{gemm.name} M={tokens}",
+        schedules.ROWS,
+        spelled,
+        lambda row: row.refusals(problem),
+        lambda row: exact.error(stand.gemm(call, row, truth.poisoned(call))),
+        truth.WORST_ERROR,
+        timed,
+        stand.time,
+        on_row,
+    )
+    before = result.tried.get(spelled(schedules.choose(problem)))
+    return Found(gemm, tokens, rows, result.best, result.timing, before, result.tried, result.wrong, result.refused)
+
+
+def _way(
+    layer: Layer,
+    tokens: int,
+    whole: Sequence[MoECall],
+    won: tuple[Pin, ...],
+    stand: Stand,
+    on_way: Callable[[int], None],
+) -> Found:
+    """One launch or several, these under the schedules that won; verified on the first call."""
+    call = whole[0]
+    asked = sm90.layer_of(call)
+    exact = truth.sample_layer(call)
+
+    def calls(row: OneLaunch | None) -> list[Call]:
+        return [partial(stand.way, one, row, None) for one in whole] if row else _several(stand, whole, won)
+
+    result = race(
+        f"{layer.name} M={tokens}",
+        WAYS,
+        _named,
+        lambda row: row.cannot(asked) if row else (),
+        lambda row: exact.error(stand.way(call, row, truth.poisoned_layer(call))),
+        truth.WORST_LAYER_ERROR,
+        calls,
+        stand.time,
+        on_way,
+    )
+    before = result.tried.get(_named(layers.choose(asked)))
+    return Found(
+        layer, tokens, asked.likely, _named(result.best), result.timing, before, result.tried, result.wrong,
+        result.refused,
+    )  # fmt: skip
+
+
+def _named(row: OneLaunch | None) -> str:
+    return row.kernel if row else SEVERAL

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from dataclasses import dataclass
 from statistics import median
@@ -64,6 +63,8 @@ def verdict(facts: Facts) -> Verdict:
     if report.get("proven") and any(check.get("name") == "canonical proof" for check in report["checks"]):
         sentence = f"{tested:,} checks hold: the canonical checkpoint comes out byte for byte, and that was proven."
         return Verdict("Proven", "good", sentence)
+    if report.get("proven") and report.get("claim"):
+        return Verdict("Proven", "good", f"{tested:,} checks hold: {report['claim']}.")
     if report.get("proven"):
         sentence = (
             f"{tested:,} checks beside {report.get('against')} hold, among them every expert's output and every "
@@ -242,19 +243,6 @@ def _shares(counts: Counter[str]) -> list[dict[str, Any]]:
     return [
         {"name": name, "count": count, "share": round(100 * count / total, 1)} for name, count in sorted(counts.items())
     ]
-
-
-def reproduce(facts: Facts) -> str:
-    """The commands that make these bytes again."""
-    name = shlex.quote(facts.name)
-    if facts.layout:
-        split = f"--tp {facts.layout['tensor_parallel']} --ep {facts.layout['expert_parallel']}"
-        return f"w4afp8 convert CANONICAL --layout {facts.layout['layout']} {split} -o {name}"
-    source = shlex.quote((facts.validation or {}).get("against") or "SOURCE")
-    quantize = f"w4afp8 quantize --model {source} --recipe w4afp8/recipe.yaml -o "
-    if not facts.conversion:
-        return quantize + name
-    return f"{quantize}QUANTIZED\nw4afp8 convert QUANTIZED --format {facts.conversion.get('to')} -o {name}"
 
 
 def provenance(facts: Facts) -> list[tuple[str, str]]:

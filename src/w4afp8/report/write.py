@@ -14,6 +14,7 @@ from w4afp8._version import __version__
 from w4afp8.checkpoint import atomic
 from w4afp8.report import figures, summary
 from w4afp8.report.facts import FOLDER, Facts, Said, gather
+from w4afp8.report.reproduce import reproduce
 
 TEMPLATE = "page.html.jinja"
 
@@ -53,7 +54,7 @@ def to_json(facts: Facts) -> dict[str, Any]:
         "bytes_out": facts.bytes_out,
         "coverage": facts.coverage,
         "error_beside_plain_rounding": facts.gain,
-        "reproduce": summary.reproduce(facts),
+        "reproduce": reproduce(facts),
         "evaluations": [_without_sequences(item) for item in facts.evaluations],
         "validation": facts.validation,
         "record": record,
@@ -73,7 +74,7 @@ def page(facts: Facts) -> str:
         roles=summary.roles(facts),
         worst=summary.worst_experts(facts),
         folds=summary.folds(facts),
-        reproduce=summary.reproduce(facts),
+        reproduce=reproduce(facts),
         provenance=summary.provenance(facts),
         error_by_layer=figures.error_by_layer(facts),
         error_maps=figures.error_maps(facts),

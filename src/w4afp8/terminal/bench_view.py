@@ -10,7 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from w4afp8.measure.cells import Cell, Run
-from w4afp8.measure.tune import Found
+from w4afp8.measure.race import Found
 
 
 def show_run(console: Console, run: Run) -> None:
@@ -64,17 +64,18 @@ def show_found(console: Console, found: Sequence[Found]) -> None:
     for head in ("schedule", "tried", "next best"):
         table.add_column(head, no_wrap=True)
     for f in found:
-        others = sorted((us, row) for row, us in f.tried.items() if row != f"{f.best.kernel}/{f.best.split_groups}")
+        others = sorted((us, row) for row, us in f.tried.items() if row != f.chosen)
         second = f"{others[0][1]} {others[0][0]:.1f}" if others else "-"
         table.add_row(
-            f.gemm.name, str(f.tokens), str(f.rows), f"{f.timing.us:.1f}", f"{f.timing.spread_us:.1f}",
-            f"{f.before_us:.1f}" if f.before_us is not None else "wrong", f"{f.best.kernel}/{f.best.split_groups}",
+            f.problem.name, str(f.tokens), str(f.rows), f"{f.timing.us:.1f}", f"{f.timing.spread_us:.1f}",
+            f"{f.before_us:.1f}" if f.before_us is not None else "wrong", f.chosen,
             f"{len(f.tried)}, {len(f.refused)} refused", second,
         )  # fmt: skip
     _print_whole(console, table)
     for f in found:
         for row, what in f.wrong.items():
-            console.print(f"wrong: {f.gemm.name} M={f.tokens} {row}: {what}; dropped", style="bold red", markup=False)
+            line = f"wrong: {f.problem.name} M={f.tokens} {row}: {what}; dropped"
+            console.print(line, style="bold red", markup=False)
 
 
 def _print_whole(console: Console, table: Table) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from w4afp8 import formats
+from w4afp8.checkpoint.lineage import CONVERSION
 from w4afp8.checkpoint.reader import CONFIG, INDEX, SINGLE, read_json
 from w4afp8.errors import CheckpointError, W4AFP8Error
 from w4afp8.formats._target import CheckpointFormat
@@ -16,6 +17,7 @@ from w4afp8.validate.findings import Check
 
 OWN_FOLDER = "w4afp8"  # recipe, record and recorded inputs of the run that made the directory
 RECORD = f"{OWN_FOLDER}/record.json"
+RECIPE = f"{OWN_FOLDER}/recipe.yaml"
 FIRST = formats.target("sglang_w4afp8")  # what a directory is held against that says nothing of ours
 CHANGED_KEYS = ("quantization_config", "num_nextn_predict_layers")  # what a conversion may change in config.json
 # README.md: a card describes one checkpoint, and no engine reads it; `w4afp8 card` writes the output's own.
@@ -26,15 +28,16 @@ WEIGHT_FILES = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|gguf|h5|msgpack|onnx)
 def target_of(config: Mapping[str, Any], record: Mapping[str, Any]) -> CheckpointFormat:
     """The format that the directory claims: by its quant_method, else by its record, else the first there is.
 
-    Raises: CheckpointError for a format that only `convert` writes.
+    Raises: CheckpointError for a format that only `convert` writes: what it wrote is proven by `converted`.
     """
     found = formats.announced(config)
-    if found is not None and found.validated:
+    if found is not None and found.quantizable:
         return found
     if found is not None and found.scheme == FIRST.scheme:
         raise CheckpointError(
-            f"config.json says {found.name}: validate has no proof for {found.name}; convert the directory to "
-            f"{FIRST.name} and validate that, every number stays as it is"
+            f"config.json says {found.name}, and no {CONVERSION} says what it was made from: of this format validate "
+            f"proves what w4afp8 convert made; convert the directory to {FIRST.name} and validate that, every number "
+            "stays as it is"
         )
     recorded = record.get("format")
     return formats.target(recorded) if recorded in formats.targets() else FIRST
@@ -51,11 +54,13 @@ def check_config(
     source: Mapping[str, Any] | None,
     ours: bool = True,
     sixteen: bool = False,
+    changed: Collection[str] = CHANGED_KEYS,
 ) -> Check:
     """The fields by which engines choose the format, and everything else as the source has it.
 
     `sixteen`: the linears beside the experts have 16 bits, of which some formats' config speaks.  Another tool's
-    directory (not `ours`) may leave out the fields that no engine reads, but must not contradict them.
+    directory (not `ours`) may leave out the fields that no engine reads, but must not contradict them.  `changed`
+    are the fields in which it may differ from the source's.
     """
     check = Check("config", "config.json says what the engine must hear, and otherwise what the source says")
     found = config.get("quantization_config")
@@ -68,7 +73,7 @@ def check_config(
             )
     if source is None:
         return check
-    for key in sorted({*config, *source} - set(CHANGED_KEYS)):
+    for key in sorted({*config, *source} - set(changed)):
         check.examined += 1
         if config.get(key) != source.get(key):
             check.blame(f"{CONFIG} {key}", repr(config.get(key)), f"{source.get(key)!r} as in the source", "restore it")
@@ -78,8 +83,13 @@ def check_config(
     return check
 
 
-def check_side_files(folder: Path, own_files: Mapping[str, Any], source: Path | None) -> Check:
-    """Every JSON file parses, the format's own files say what it promises, the source's files are unchanged."""
+def check_side_files(
+    folder: Path, own_files: Mapping[str, Any], source: Path | None, left: Collection[str] = ()
+) -> Check:
+    """Every JSON file parses, the format's own files say what it promises, the source's files are unchanged.
+
+    `left` are files of the source that the directory has its own of.
+    """
     check = Check("side files", "tokenizer, generation settings and the format's own files are whole")
     contents: dict[str, Any] = {}
     own = folder / OWN_FOLDER
@@ -100,7 +110,7 @@ def check_side_files(folder: Path, own_files: Mapping[str, Any], source: Path | 
         elif name in contents and contents[name] != expected:
             check.blame(name, "other content", "what config.json implies", "remake the checkpoint")
     if source is not None:
-        _compare_with_source(folder, source, {*own_files, *NOT_COPIED}, check)
+        _compare_with_source(folder, source, {*own_files, *NOT_COPIED, *left}, check)
     return check
 
 

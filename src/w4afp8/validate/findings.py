@@ -122,6 +122,7 @@ class ValidationReport:
     bytes_source: int | None = None
     proven_by: str = ""  # what multiplied the packed bytes: the sm_90a kernels on a GPU, or plain torch
     seconds: float = 0.0
+    claim: str = ""  # what a proof proves, where it is not that every check holds beside `against`
 
     @property
     def passed(self) -> bool:

@@ -8,8 +8,6 @@ proven        every promise was tested on these very bytes, and holds
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from w4afp8.checkpoint import atomic
+from w4afp8.checkpoint.lineage import CHECKSUM, checksum
 from w4afp8.checkpoint.reader import read_json
 from w4afp8.errors import CheckpointError, ValidationError
 from w4afp8.validate import carried, experts, fused, gemm, products, values
@@ -26,7 +25,6 @@ from w4afp8.validate.seal import VALIDATION, FileSeal, Seal, digests, read_seal,
 
 QUICK_SAMPLE = 4  # experts per layer
 MOST_NAMED = 10  # changed files that a message lists
-CHECKSUM = "checksum"  # of validation.json's other fields
 AGAIN = "run `w4afp8 validate DIR --against SOURCE` again"
 
 THRESHOLDS: Mapping[str, float] = {
@@ -91,7 +89,7 @@ def write_verdict(folder: Path, report: ValidationReport, seal: Seal, source: Ma
     }
     path = folder / VALIDATION
     path.parent.mkdir(exist_ok=True)
-    atomic.write_json(path, {CHECKSUM: _checksum(content), **content})
+    atomic.write_json(path, {CHECKSUM: checksum(content), **content})
     return True
 
 
@@ -123,7 +121,7 @@ def _judge(folder: Path, compare: Callable[[Seal], Iterator[str]]) -> Gate:
         return Gate(State.UNVALIDATED, (f"no {VALIDATION}; run `w4afp8 validate DIR --against SOURCE`",), {})
     try:
         content = read_json(path)
-        if content.pop(CHECKSUM, None) != _checksum(content):
+        if content.pop(CHECKSUM, None) != checksum(content):
             return Gate(State.STALE, (f"{VALIDATION} itself was changed; {AGAIN}",), {})
         seal = read_seal(content.get("seal"))
     except CheckpointError as error:
@@ -135,7 +133,8 @@ def _judge(folder: Path, compare: Callable[[Seal], Iterator[str]]) -> Gate:
         return Gate(State.FAILED, tuple(_broken(content)), seal.files, at)
     if not content.get("proven"):
         return Gate(State.UNVALIDATED, tuple(_untested(content)), seal.files, at)
-    return Gate(State.PROVEN, (f"every check holds beside {content.get('against')}",), seal.files, at)
+    why = content.get("claim") or f"every check holds beside {content.get('against')}"
+    return Gate(State.PROVEN, (str(why),), seal.files, at)
 
 
 def proof_of(folder: Path) -> tuple[Mapping[str, str], str | None]:
@@ -143,16 +142,22 @@ def proof_of(folder: Path) -> tuple[Mapping[str, str], str | None]:
 
     The bytes themselves may stand elsewhere; who asks compares them.
     """
-    if not (folder / VALIDATION).is_file():
-        return {}, f"no {VALIDATION}"
+    seal, why = proof_in(folder / VALIDATION)
+    return (seal.tensors if seal else {}), why
+
+
+def proof_in(path: Path) -> tuple[Seal | None, str | None]:
+    """What the verdict in a file is about, and why it proves nothing, if it does not."""
+    if not path.is_file():
+        return None, f"no {VALIDATION}"
     try:
-        content = read_json(folder / VALIDATION)
-        if content.pop(CHECKSUM, None) != _checksum(content):
-            return {}, f"{VALIDATION} was changed"
+        content = read_json(path)
+        if content.pop(CHECKSUM, None) != checksum(content):
+            return None, f"{VALIDATION} was changed"
         seal = read_seal(content.get("seal"))
     except CheckpointError as error:
-        return {}, str(error)
-    return seal.tensors, None if content.get("proven") else "its validation proved nothing"
+        return None, str(error)
+    return seal, None if content.get("proven") else "its validation proved nothing"
 
 
 def _changed(
@@ -192,14 +197,10 @@ def _is_touched(path: Path, seal: FileSeal) -> bool:
 def _is_proof_of(folder: Path, seal: Seal) -> bool:
     try:
         content = read_json(folder / VALIDATION)
-        whole = content.pop(CHECKSUM, None) == _checksum(content)
+        whole = content.pop(CHECKSUM, None) == checksum(content)
         return whole and bool(content.get("proven")) and read_seal(content.get("seal")).same_bytes(seal)
     except CheckpointError:
         return False
-
-
-def _checksum(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _broken(content: Mapping[str, Any]) -> Iterator[str]:
@@ -214,6 +215,9 @@ def _broken(content: Mapping[str, Any]) -> Iterator[str]:
 def _untested(content: Mapping[str, Any]) -> Iterator[str]:
     if content.get("sample") is not None:
         yield f"only {content['sample']} experts per layer were compared; {AGAIN} without --quick or --sample"
+    reasons: dict[str, list[str]] = {}
     for check in content.get("checks", []):
         if check.get("skipped"):
-            yield f"{check['name']} was not tested: {check['skipped']}"
+            reasons.setdefault(check["skipped"], []).append(check["name"])
+    for why, names in reasons.items():
+        yield f"{', '.join(names)} {'was' if len(names) == 1 else 'were'} not tested: {why}"

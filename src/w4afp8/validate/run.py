@@ -14,14 +14,15 @@ from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.errors import CheckpointError, RecipeError, W4AFP8Error
 from w4afp8.families._inventory import Item
 from w4afp8.kernels import device as devices
-from w4afp8.layouts._record import is_laid_out
 from w4afp8.validate import config as configs
 from w4afp8.validate import fused, kept, layout, structure, written
 from w4afp8.validate.carried import check_carried, new_checks, routing_moved
+from w4afp8.validate.converted import validate_converted
 from w4afp8.validate.experts import ExpertChecks
 from w4afp8.validate.findings import Check, LayerNumbers, Progress, ValidationReport, silent
 from w4afp8.validate.gemm import GemmChecks
 from w4afp8.validate.origin import origin_of
+from w4afp8.validate.route import Kind, kind_of
 from w4afp8.validate.sides import RecordedInputs, Side, chosen_experts, norm_fold
 from w4afp8.validate.values import ValueChecks
 
@@ -44,9 +45,13 @@ def validate(
     Raises: CheckpointError when the *source* is unsound, or `folder` is no directory; DeviceError without that GPU.
     """
     began = time.monotonic()
-    place = check_request(folder, sample, device)
-    if is_laid_out(folder):
+    kind = check_request(folder, against, sample, device)
+    if kind is Kind.LAYOUT:
+        place = layout.place(folder, sample, device)
         return layout.validate_layout(folder, against, on_progress, sample=sample, device=place)
+    if kind is Kind.CONVERTED:
+        return validate_converted(folder, against, on_progress)
+    place = _place(folder, device)
     progress = on_progress or silent
     source = None
     try:
@@ -58,13 +63,22 @@ def validate(
             source.reader.close()
 
 
-def check_request(folder: Path, sample: int | None, device: str) -> torch.device:
-    """What can be refused before a weight is read; returns where to multiply.  Raises: as above."""
+def check_request(folder: Path, against: Path | None, sample: int | None, device: str) -> Kind:
+    """What can be refused before a weight is read; returns which proof it will be.  Raises: as above, RecipeError."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such directory; give the directory of a quantized checkpoint")
-    if is_laid_out(folder):
-        return layout.place(folder, sample, device)
-    return _place(folder, device)
+    kind = kind_of(folder, against, look=sample is not None or device == "cuda")
+    if kind is Kind.QUANTIZED:
+        _place(folder, device)
+    elif kind is Kind.LAYOUT:
+        layout.place(folder, sample, device)
+    elif sample is not None:
+        raise RecipeError("--quick and --sample: a conversion is always compared whole; leave them out")
+    elif device == "cuda":
+        raise RecipeError(
+            "--device cuda: a conversion is compared number by number, nothing is multiplied; leave it out"
+        )
+    return kind
 
 
 def _place(folder: Path, device: str) -> torch.device:

@@ -185,28 +185,29 @@ def _item(expected: Expected, specs: Mapping[str, TensorSpec], target: Checkpoin
         check.blame(expected.name, "nothing", f"a {expected.role} of {list(expected.shape)}", REMAKE)
         return None
     if not expected.matrix:
-        if found.dtype not in expected.dtypes or found.shape != expected.shape:
+        shape = (expected.stack, *expected.shape) if expected.stack else expected.shape
+        if found.dtype not in expected.dtypes or found.shape != shape:
             check.blame(
-                str(found), f"{found.dtype} {list(found.shape)}",
-                f"{' or '.join(expected.dtypes)} {list(expected.shape)}", REMAKE,
+                str(found), f"{found.dtype} {list(found.shape)}", f"{' or '.join(expected.dtypes)} {list(shape)}",
+                REMAKE,
             )  # fmt: skip
             return None
         return Item(expected, None, (found,))
     n, k = expected.shape
-    int4 = target.expert_weight
+    packed = target.expert_weight
     if expected.role == Role.EXPERT:
-        refusal = int4.refusal(expected.stem, near, n, k)
+        refusal = packed.refusal(expected.stem, near, n, k, expected.stack)
         if refusal is not None:
-            check.blame(str(found), refusal, f"a matrix [{n}, {k}] in {int4.name}", REMAKE)
+            check.blame(str(found), refusal, f"a matrix [{n}, {k}] in {packed.name}", REMAKE)
             return None
-        return Item(expected, int4, tuple(specs[expected.stem + part.suffix] for part in int4.parts))
+        return Item(expected, packed, tuple(specs[expected.stem + part.suffix] for part in packed.parts))
     try:
-        fmt = formats.detect(expected.stem, near, n, k)
+        fmt = formats.detect(expected.stem, near, n, k, expected.stack)
     except FormatError as error:
         check.blame(str(found), str(error), f"a matrix [{n}, {k}]", REMAKE)
         return None
-    if fmt is int4:
-        check.blame(str(found), fmt.name, f"a {expected.role} as the source has it", "only routed experts are int4")
+    if fmt is packed and fmt.bits == 4:
+        check.blame(str(found), fmt.name, f"a {expected.role} as the source has it", "only routed experts have 4 bits")
         return None
     if fmt not in target.linear_weights and (expected.role in LINEAR or fmt.form is not PlainWeight):
         names = " or ".join(form.name for form in target.linear_weights)

@@ -10,7 +10,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from w4afp8.checkpoint import atomic
 from w4afp8.checkpoint.header import read_header, render_header
+from w4afp8.checkpoint.lineage import CONVERSION
 from w4afp8.checkpoint.reader import CONFIG, INDEX
 from w4afp8.errors import W4AFP8Error
 from w4afp8.validate.config import RECORD
@@ -26,7 +28,7 @@ def check_written(folder: Path, own_files: Iterable[str], shards: Iterable[str],
     if (record.get("tool") or {}).get("name") != TOOL:
         check.idle = "another tool's directory"
         return check
-    for name in (INDEX, CONFIG, RECORD, *own_files):
+    for name in (INDEX, CONFIG, RECORD, CONVERSION, *own_files):
         path = folder / name
         if path.is_file():
             check.examined += 1
@@ -43,7 +45,7 @@ def _check_json(path: Path, name: str, check: Check) -> None:
         content = json.loads(raw)
     except (ValueError, RecursionError):
         return  # said already, by the check that reads it
-    if raw != (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode():
+    if raw != atomic.as_json(content):
         check.blame(name, "bytes that say the same in another form", "the form in which it was written", THEN)
 
 

@@ -14,6 +14,16 @@ __device__ __forceinline__ void wait_for_previous() {
 
 enum class Residence { kAny, kTogether };  // whether blocks may wait for each other, so that all must run at once
 
+// Host: prepares a kernel of one block a multiprocessor with `shared` bytes of shared memory; says how many blocks.
+template <class... Parameters>
+cudaError_t one_a_multiprocessor(void (*kernel)(Parameters...), size_t shared, int* blocks) {
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(blocks, cudaDevAttrMultiProcessorCount, device);
+  if (error != cudaSuccess) return error;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+}
+
 // Host: launch a kernel that calls wait_for_previous.
 template <Residence kResidence = Residence::kAny, class... Parameters, class... Arguments>
 cudaError_t launch_overlapped(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared, cudaStream_t stream,

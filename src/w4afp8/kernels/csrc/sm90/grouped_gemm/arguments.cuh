@@ -1,9 +1,10 @@
-// What a kernel is given, and how loader and consumers count stages.
+// What a kernel is given.
 #pragma once
 #include <cuda.h>
 
 #include <cstdint>
 
+#include "../ring.cuh"
 #include "params.h"
 
 namespace w4afp8::grouped_gemm {
@@ -20,15 +21,6 @@ struct Arguments {
   // every tile; but where memory is slower than multiplying, waiting for them keeps a finished tile from its end.
   bool looks_ahead;
   uint32_t upper_bytes, lower_bytes;  // which bytes of two words of scales are the upper row's float, and the lower's
-};
-
-template <int kSlots>
-struct Ring {
-  int stage = 0;
-  uint32_t phase = 0;
-  __device__ __forceinline__ void advance() {
-    if (++stage == kSlots) stage = 0, phase ^= 1;
-  }
 };
 
 }  // namespace w4afp8::grouped_gemm

@@ -63,10 +63,8 @@ const char* describe_all(Arguments& args) {
 template <class C>
 const char* launch(const Params& p, cudaStream_t stream) {
   constexpr size_t kShared = sizeof(typename C::Smem);
-  int device = 0, blocks = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, device);
-  if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
+  int blocks = 0;
+  cudaError_t error = one_a_multiprocessor(kernel<C>, kShared, &blocks);
   if (error != cudaSuccess) return cudaGetErrorString(error);
   Arguments args{};
   args.p = p;

@@ -5,6 +5,7 @@
 // c-th equal share of the remaining (tile, group) pairs.  A tile's first share owns it: the others leave float partial
 // sums, and the owner adds them in block order, so the result is the same on every run.
 #pragma once
+#include "../scan.cuh"
 #include "config.h"
 #include "params.h"
 
@@ -40,12 +41,7 @@ __device__ void make_plan(const Params& p, int row_tiles, int max_tokens, Expert
       rows = max(offset_at(p, e + 1) - first, 0);
     }
     const int tiles = divide_up(rows, max_tokens) * row_tiles;
-    uint64_t sum = (uint64_t{rows > 0} << 32) + tiles;
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-      const uint64_t left = __shfl_up_sync(~0u, sum, step);
-      if (lane >= step) sum += left;
-    }
+    uint64_t sum = running_sum((uint64_t{rows > 0} << 32) + tiles);
     if (lane == 31) plan.warp_total[warp] = sum;
     __syncthreads();
     uint64_t total = 0, here = before;

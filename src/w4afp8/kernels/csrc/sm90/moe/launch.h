@@ -54,6 +54,7 @@ struct Combine {
   void* out;             // [tokens, cols]
 };
 
+constexpr int kMaxTopK = 64;       // choices of a token
 constexpr int kSmallPairs = 2048;  // up to here every block of the quantizer finds its own rows
 
 const char* route(const Routing& r, cudaStream_t stream);

@@ -2,13 +2,13 @@
 #include "route.cuh"
 #include "swiglu.cuh"
 #include "vector.cuh"
+#include "weighted_sum.cuh"
 
 namespace w4afp8::moe {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kMaxPieces = 4;  // pieces of eight a thread keeps in registers: rows of up to 8192 values in one read
-constexpr int kMaxTopK = 64;
 
 const char* message(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
 
@@ -147,41 +147,15 @@ __global__ void __launch_bounds__(kThreads) activate_kernel(Activation p) {
   }
 }
 
-// out[t] = factor * sum over choices of weight * down[row], in the order of the choices.  The loads of kAtOnce choices
-// are under way together: one after the other they would be all of a small layer's time.
+// out[t] = factor * sum over choices of weight * down[row].
 __global__ void __launch_bounds__(kThreads) combine_kernel(Combine p) {
-  constexpr int kAtOnce = 8;
   const int token = blockIdx.x, at = (blockIdx.y * kThreads + threadIdx.x) * 8;
   wait_for_previous();
   if (at >= p.cols) return;
   const int* rows = p.rows + static_cast<size_t>(token) * p.top_k;
   const float* weights = p.weights + static_cast<size_t>(token) * p.top_k;
-  Eight sum = {};
-  for (int first = 0; first < p.top_k; first += kAtOnce) {
-    int row[kAtOnce];
-    float weight[kAtOnce];
-    Raw<false> x[kAtOnce];
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const bool there = first + i < p.top_k;
-      row[i] = there ? rows[first + i] : -1;
-      weight[i] = there ? weights[first + i] : 0.0f;
-    }
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      x[i] = load_raw<false>(p.down, static_cast<size_t>(row[i] < 0 ? 0 : row[i]) * p.cols + at);
-    }
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const Eight value = widen<false>(x[i], p.type);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) sum.v[j] += row[i] < 0 ? 0.0f : weight[i] * value.v[j];  // another rank's: nothing
-    }
-  }
-#pragma unroll
-  for (int j = 0; j < 8; ++j) sum.v[j] *= p.factor;
   *reinterpret_cast<uint4*>(static_cast<uint16_t*>(p.out) + static_cast<size_t>(token) * p.cols + at) =
-      to_half8(sum, p.type);
+      weighted_sum<false>(p, rows, weights, at);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 // of an expert in order of pair.  Counting alone decides it, so the result is the same on every run.
 #pragma once
 #include "../overlap.cuh"
+#include "../scan.cuh"
 #include "pairs.cuh"
 
 namespace w4afp8::moe {
@@ -31,12 +32,7 @@ __global__ void __launch_bounds__(256) route_kernel(Routing r) {
       own += mine[i] == e;
       if (e == r.experts && first + i < pairs && mine[i] == e) r.rows[first + i] = -1;
     }
-    int sum = own;
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-      const int left = __shfl_up_sync(~0u, sum, step);
-      if (lane >= step) sum += left;
-    }
+    const int sum = running_sum(own);
     __syncthreads();
     if (lane == 31) own_each[warp] = sum;
     __syncthreads();

@@ -11,6 +11,16 @@ namespace w4afp8::moe {
 constexpr float kLargest = 448.0f;
 constexpr float kSmallestAmax = 1e-10f;  // as the reference: a row of zeros must not get the scale zero
 
+// Two values in 16 bits each, the first in the lower half.
+__device__ __forceinline__ uint32_t round_pair(float a, float b, InType type) {
+  if (type == InType::kBFloat16) {
+    const __nv_bfloat162 v = __floats2bfloat162_rn(a, b);
+    return *reinterpret_cast<const uint32_t*>(&v);
+  }
+  const __half2 v = __floats2half2_rn(a, b);
+  return *reinterpret_cast<const uint32_t*>(&v);
+}
+
 struct Eight {
   float v[8];
 };
@@ -92,15 +102,7 @@ __device__ __forceinline__ uint2 to_e4m3(const Eight& x, const Divisor& divide) 
 __device__ __forceinline__ uint4 to_half8(const Eight& x, InType type) {
   uint32_t words[4];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (type == InType::kBFloat16) {
-      const __nv_bfloat162 v = __floats2bfloat162_rn(x.v[2 * i], x.v[2 * i + 1]);
-      words[i] = *reinterpret_cast<const uint32_t*>(&v);
-    } else {
-      const __half2 v = __floats2half2_rn(x.v[2 * i], x.v[2 * i + 1]);
-      words[i] = *reinterpret_cast<const uint32_t*>(&v);
-    }
-  }
+  for (int i = 0; i < 4; ++i) words[i] = round_pair(x.v[2 * i], x.v[2 * i + 1], type);
   return {words[0], words[1], words[2], words[3]};
 }
 

@@ -6,13 +6,15 @@
 #pragma once
 #include <cstdint>
 
+#include "../../grouped_gemm/config.h"
 #include "../launch.h"
 
 namespace w4afp8::moe::layer {
 
-constexpr int kTileRows = 64;        // weight rows of one warpgroup: wgmma's M
-constexpr int kTileCols = 128;       // inputs of one scale group
-constexpr int kTileBytes = 4096;     // codes of one 64 x 128 tile
+using grouped_gemm::kSharedLimit;
+using grouped_gemm::kTileBytes;
+using grouped_gemm::kTileCols;
+using grouped_gemm::kTileRows;
 constexpr int kStageGroups = 2;      // scale groups along K of one pipeline stage
 constexpr int kConsumers = 4;        // warpgroups that multiply
 constexpr int kConsumerThreads = 128 * kConsumers;
@@ -23,8 +25,6 @@ constexpr int kMaxExperts = 512;     // what the plan in shared memory holds
 constexpr int kMaxPairs = 4096;
 constexpr int kMaxRuns = 1024;       // <= kMaxPairs / 8 + kMaxExperts
 constexpr int kMaxBlocks = 256;      // multiprocessors
-constexpr int kMaxTopK = 64;
-constexpr int kSharedLimit = 232448; // of one SM90 block
 
 enum Phase : int { kGateUp = 0, kDown = 1 };
 

@@ -56,15 +56,6 @@ __device__ __forceinline__ void add_partials(const Layer& p, const Plan& plan, f
   }
 }
 
-__device__ __forceinline__ uint32_t round_pair(float a, float b, InType type) {
-  if (type == InType::kBFloat16) {
-    const __nv_bfloat162 v = __floats2bfloat162_rn(a, b);
-    return *reinterpret_cast<const uint32_t*>(&v);
-  }
-  const __half2 v = __floats2half2_rn(a, b);
-  return *reinterpret_cast<const uint32_t*>(&v);
-}
-
 __device__ __forceinline__ float2 widen_pair(uint32_t pair, InType type) {
   if (type == InType::kBFloat16) return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair));
   return __half22float2(*reinterpret_cast<const __half2*>(&pair));

@@ -9,10 +9,8 @@ namespace w4afp8::moe::layer {
 template <class C>
 const char* launch(const Layer& p, cudaStream_t stream) {
   constexpr size_t kShared = sizeof(typename C::Smem);
-  int device = 0, blocks = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, device);
-  if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
+  int blocks = 0;
+  cudaError_t error = one_a_multiprocessor(kernel<C>, kShared, &blocks);
   if (error != cudaSuccess) return cudaGetErrorString(error);
   blocks = blocks > kMaxBlocks ? kMaxBlocks : blocks;
   Arguments args{};

@@ -2,19 +2,11 @@
 // ahead as far as the ring is deep, over the end of a phase too; activations wait until other blocks have written them.
 #pragma once
 #include "../../../ptx/copy.cuh"
+#include "../../ring.cuh"
 #include "plan.cuh"
 #include "signal.cuh"
 
 namespace w4afp8::moe::layer {
-
-template <int kSlots>
-struct Ring {
-  int stage = 0;
-  uint32_t phase = 0;
-  __device__ __forceinline__ void advance() {
-    if (++stage == kSlots) stage = 0, phase ^= 1;
-  }
-};
 
 // Hands planned segments to the loading threads and the consumer warps, in order.
 template <class C>

@@ -4,6 +4,7 @@
 // the c-th equal share.  A tile that is cut belongs to the block that has its first stage: the others leave partial
 // sums, which it adds in block order, so the result is the same on every run.
 #pragma once
+#include "../../scan.cuh"
 #include "../pairs.cuh"
 #include "config.h"
 
@@ -28,12 +29,7 @@ __device__ void make_plan(const Layer& p, Plan& plan) {
   const uint32_t rows = e < kMaxExperts ? plan.count[e] : 0;
   const uint64_t own = rows | uint64_t{(rows + 7) / 8} << 16 | uint64_t{(rows + kTokens - 1) / kTokens} << 32 |
                        uint64_t{rows > 0} << 48;
-  uint64_t sum = own;
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const uint64_t left = __shfl_up_sync(~0u, sum, step);
-    if (lane >= step) sum += left;
-  }
+  uint64_t sum = running_sum(own);
   if (lane == 31) plan.warp_total[warp] = sum;
   __syncthreads();
   for (int w = 0; w < warp; ++w) sum += plan.warp_total[w];
