@@ -10,7 +10,7 @@ import itertools
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -21,7 +21,7 @@ from w4afp8.layouts import _words
 
 Array = NDArray[Any]
 BLOCK = 1 << 16  # elements gathered at once: they, their copy and the table of indices stay in the cache
-TABLES = 64
+TABLES = 32  # of block shapes; a run has fewer than ten
 _own = threading.local()
 
 
@@ -67,7 +67,7 @@ class Route:
             yield a[cut], b[tuple(cut[axis] for axis in self.order)]
 
 
-@cache
+@lru_cache(TABLES)
 def _cuts(split: tuple[int, ...], leads: tuple[int, ...]) -> tuple[tuple[slice, ...], ...]:
     """Slices of every block: whole but along `leads`, the last of which is the first to be whole."""
     steps = list(split)

@@ -1,6 +1,6 @@
 """An order: the same codes or scales, each where a kernel looks for it.
 
-An order is data: one line that splits, permutes and joins axes, and for the peers whose order is no such line, a table
+Tensors are the CPU's.  An order is data: one line that splits, permutes and joins axes, and for the peers whose order is no such line, a table
 of the bits of a 32-bit word.  The line read backwards is the inverse, so every order is a bijection by construction.
 
 Letters: E experts, N output rows, K input columns, G groups along K.

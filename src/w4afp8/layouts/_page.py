@@ -74,7 +74,7 @@ def page() -> str:
         "## Orders",
         "",
         "Read a line from left to right to lay out, backwards to take apart. e experts, n outputs, k inputs; the last",
-        "axis of a weight counts its nibbles, 16-bit words or bytes, low nibble first.",
+        "axis of a weight counts its bytes or 16-bit words, low nibble first.",
         "",
         "| order | logical axes -> stored axes | sizes | of |",
         "| --- | --- | --- | --- |",
