@@ -1,7 +1,8 @@
 """An order: the same codes or scales, each where a kernel looks for it.
 
-Tensors are the CPU's.  An order is data: one line that splits, permutes and joins axes, and for the peers whose order is no such line, a table
+An order is data: one line that splits, permutes and joins axes, and for the peers whose order is no such line, a table
 of the bits of a 32-bit word.  The line read backwards is the inverse, so every order is a bijection by construction.
+`_gather` applies it, to tensors in the CPU's memory.
 
 Letters: E experts, N output rows, K input columns, G groups along K.
 """
@@ -14,6 +15,7 @@ from itertools import accumulate
 from math import prod
 from typing import Any
 
+import numpy
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -78,7 +80,7 @@ class Order:
         steps = (*_recode.steps(values), *_bits.steps(self.bits))
         if self._stays and not steps:
             return logical.view(stored_shape)
-        stored = torch.empty(stored_shape, dtype=logical.dtype)
+        stored = _empty(stored_shape, logical.dtype)
         self._route(shape, steps).store(self._pieces(logical), self._pieces(stored))
         return stored
 
@@ -89,7 +91,7 @@ class Order:
         steps = (*_recode.steps(values), *_bits.steps(self.bits))
         if self._stays and not steps:
             return stored.view(shape)
-        logical = torch.empty(shape, dtype=stored.dtype)
+        logical = _empty(shape, stored.dtype)
         self._route(shape, steps).load(self._pieces(stored), self._pieces(logical))
         return logical
 
@@ -121,3 +123,8 @@ class Order:
         if self.unit == ELEMENTS:
             return shape
         return (*shape[:-1], shape[-1] * 8 // self.unit)
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """As torch.empty, whose aligned memory does not fit where memory of the same size was freed: the heap would grow."""
+    return torch.from_numpy(numpy.empty(prod(shape) * dtype.itemsize, dtype=numpy.uint8)).view(dtype).view(shape)
