@@ -12,10 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from w4afp8.checkpoint.header import read_header, refuse_twins
+from w4afp8.checkpoint.memory import empty
 from w4afp8.checkpoint.spec import DTYPES, TensorSpec
 from w4afp8.errors import CheckpointError, W4AFP8Error, raise_all
 
@@ -105,7 +105,7 @@ class CheckpointReader:
         if spec is None:
             raise CheckpointError(f"{name}: not in {self.folder}")
         spec = spec if part is None else spec.part(part)
-        raw = torch.empty(spec.span_bytes, dtype=torch.uint8)
+        raw = empty((spec.span_bytes,))
         self._fill(spec, raw, 0)
         return raw.view(DTYPES[spec.dtype]).view(spec.shape)
 
@@ -113,7 +113,7 @@ class CheckpointReader:
         """Element `index` of the second axis, [A, B, ...] -> [A, ...], read in A pieces."""
         spec = self.specs[name]
         outer_bytes, run_bytes = (s.span_bytes for s in (spec.part(0), spec.part(0).part(index)))
-        raw = torch.empty((spec.shape[0], run_bytes), dtype=torch.uint8)
+        raw = empty((spec.shape[0], run_bytes))
         for outer, run in enumerate(raw.unbind()):
             self._fill(spec, run, outer * outer_bytes + index * run_bytes)
         return raw.view(-1).view(DTYPES[spec.dtype]).view(spec.shape[0], *spec.shape[2:])
@@ -122,7 +122,7 @@ class CheckpointReader:
         """The tensor's bytes in pieces: uint8 [at most chunk_bytes] each, for copies that must stay small."""
         spec = self.specs[name]
         for begin in range(0, spec.span_bytes, chunk_bytes):
-            raw = torch.empty(min(chunk_bytes, spec.span_bytes - begin), dtype=torch.uint8)
+            raw = empty((min(chunk_bytes, spec.span_bytes - begin),))
             self._fill(spec, raw, begin)
             yield raw
 

@@ -15,11 +15,11 @@ from itertools import accumulate
 from math import prod
 from typing import Any
 
-import numpy
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from w4afp8.checkpoint.memory import empty
 from w4afp8.errors import FormatError
 from w4afp8.layouts import _bits, _recode
 from w4afp8.layouts._gather import Route
@@ -80,7 +80,7 @@ class Order:
         steps = (*_recode.steps(values), *_bits.steps(self.bits))
         if self._stays and not steps:
             return logical.view(stored_shape)
-        stored = _empty(stored_shape, logical.dtype)
+        stored = empty(stored_shape, logical.dtype)
         self._route(shape, steps).store(self._pieces(logical), self._pieces(stored))
         return stored
 
@@ -91,7 +91,7 @@ class Order:
         steps = (*_recode.steps(values), *_bits.steps(self.bits))
         if self._stays and not steps:
             return stored.view(shape)
-        logical = _empty(shape, stored.dtype)
+        logical = empty(shape, stored.dtype)
         self._route(shape, steps).load(self._pieces(stored), self._pieces(logical))
         return logical
 
@@ -123,8 +123,3 @@ class Order:
         if self.unit == ELEMENTS:
             return shape
         return (*shape[:-1], shape[-1] * 8 // self.unit)
-
-
-def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """As torch.empty, whose aligned memory does not fit where memory of the same size was freed: the heap would grow."""
-    return torch.from_numpy(numpy.empty(prod(shape) * dtype.itemsize, dtype=numpy.uint8)).view(dtype).view(shape)
