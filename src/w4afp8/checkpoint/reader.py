@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from w4afp8.checkpoint.header import read_header, refuse_twins
@@ -151,6 +152,17 @@ class CheckpointReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def read_tensor(path: Path, spec: TensorSpec) -> Tensor:
+    """One tensor of a file that no index lists; `spec` is its header's.  Raises: CheckpointError for a cut file."""
+    with path.open("rb") as file:
+        file.seek(spec.begin)
+        raw = bytearray(file.read(spec.span_bytes))
+    if len(raw) < spec.span_bytes:
+        raise CheckpointError(f"{spec}: the file ends early; fetch it again")
+    flat = torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
+    return flat.view(DTYPES[spec.dtype]).view(spec.shape)
 
 
 def refuse_link_out(folder: Path, path: Path) -> None:

@@ -40,6 +40,7 @@ def validate(
     from w4afp8.terminal.steps import Steps
     from w4afp8.validate import gate
     from w4afp8.validate import validate as prove
+    from w4afp8.validate.account import is_source
     from w4afp8.validate.converted import needs_source
     from w4afp8.validate.origin import origin_of
     from w4afp8.validate.route import Kind
@@ -52,7 +53,8 @@ def validate(
     source = hub.find_model(against) if against else None
     kind = check_request(folder, source, sample, device)  # before every byte is read for its digest
     if source is None and kind is Kind.CONVERTED and needs_source(folder):
-        source = hub.source_at_hand(folder)
+        near = hub.source_at_hand(folder)
+        source = near if near and is_source(near, folder) else None
     resources.return_freed_memory()
     kept = True
     with Steps(ERR, quiet=as_json) as steps:

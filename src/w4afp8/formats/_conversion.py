@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from w4afp8 import formats
+from w4afp8.checkpoint.spec import raw_bytes
 from w4afp8.errors import FormatError
 from w4afp8.formats._move import move
 from w4afp8.formats._spec import (
@@ -147,7 +148,7 @@ def first_difference(one: Weight, other: Weight) -> str | None:
         if (mine.dtype, mine.shape) != (theirs.dtype, theirs.shape):
             return f"{name} is {theirs.dtype} {list(theirs.shape)}, was {mine.dtype} {list(mine.shape)}"
         if not same_bytes(mine, theirs):
-            one_raw, other_raw = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (mine, theirs))
+            one_raw, other_raw = map(raw_bytes, (mine, theirs))
             return f"{name} differs at byte {int((one_raw != other_raw).nonzero()[0])}"
     return None
 

@@ -34,7 +34,10 @@ def source_at_hand(folder: Path) -> Path | None:
 
     source = read_lineage(folder).source
     if source.hub_id is not None:
-        cached = try_to_load_from_cache(source.hub_id, CONFIG, revision=source.revision)
+        try:
+            cached = try_to_load_from_cache(source.hub_id, CONFIG, revision=source.revision)
+        except ValueError:  # no name that a repository can have
+            return None
         return Path(cached).parent if isinstance(cached, str) else None
     if Path(source.name).name != source.name:
         return None

@@ -11,9 +11,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-import torch
 from torch import Tensor
 
+from w4afp8.checkpoint.spec import raw_bytes
 from w4afp8.layouts._directory import LaidOut
 from w4afp8.layouts._experts import Holder, Layer
 from w4afp8.layouts._stack import Matrix
@@ -77,7 +77,7 @@ class Restored:
             return
         for layer, expert in self._places[name]:
             self._used += 1
-            yield self._expert(layer, expert)[name].contiguous().reshape(-1).view(torch.uint8)
+            yield raw_bytes(self._expert(layer, expert)[name])
 
     def _expert(self, layer: Layer, expert: int) -> dict[str, Tensor]:
         """The canonical tensors of one expert, or its part of those that experts share."""
