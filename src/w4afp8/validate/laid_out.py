@@ -19,6 +19,7 @@ from w4afp8.layouts._record import Record
 from w4afp8.layouts._spec import STACKS
 from w4afp8.layouts._split import folder_of
 from w4afp8.layouts._stack import Matrix
+from w4afp8.numerics.alike import same_bytes
 from w4afp8.validate import gate, seal
 from w4afp8.validate.findings import Check, Progress
 from w4afp8.validate.restored import Restored
@@ -214,6 +215,8 @@ def _stack_specs(laid: LaidOut, layer: Layer) -> Iterator[TensorSpec]:
 
 def _first_difference(one: Tensor, other: Tensor) -> int | None:
     """The first byte that differs, or None."""
+    if same_bytes(one, other):
+        return None
     mine, theirs = raw_bytes(one), raw_bytes(other)
     if mine.shape != theirs.shape:
         return 0
