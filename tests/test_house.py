@@ -13,6 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "w4afp8"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
+TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 
 # The floors, lowest first.  An import points to a lower floor, or inside one floor from right to left.
 FLOORS: tuple[tuple[str, ...], ...] = (
@@ -144,7 +145,7 @@ def test_the_network_has_one_door() -> None:
     assert {door.split("/")[0] for door in doors} <= {"hub"}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", (*SOURCES, *TESTS), ids=lambda p: str(p.relative_to(PACKAGE.parent.parent)))
 def test_a_file_has_one_subject(path: Path) -> None:
     lines = len(path.read_text().splitlines())
     assert lines <= LARGEST_FILE, f"{lines} lines: what is the second subject?"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -51,7 +52,7 @@ def code_of(command: Callable[[], Any]) -> int:
         return INTERRUPTED
     except OSError as error:
         ERR.print("error:", style="bold red", end=" ")
-        ERR.print(f"{error}; what was finished is kept, run the same command to go on", markup=False, soft_wrap=True)
+        ERR.print(_of_the_system(error), markup=False, soft_wrap=True)
         return 4
     except MemoryError:
         ERR.print("error: out of memory; lower calibration.tokens (quantize) or --jobs (convert)", style="bold red")
@@ -64,6 +65,13 @@ def code_of(command: Callable[[], Any]) -> int:
         ERR.print(f"{said}; free the GPU of other programs, or ask for less", markup=False, soft_wrap=True)
         return 4
     return 0
+
+
+def _of_the_system(error: OSError) -> str:
+    """What the system refused, and what to do: to a place that cannot be written no second run gets further."""
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; give another directory, or permission for this one"
+    return f"{error}; what was finished is kept, run the same command to go on"
 
 
 def _is_full_gpu(error: RuntimeError) -> bool:

@@ -29,7 +29,14 @@ class CheckpointError(W4AFP8Error):
 
 
 class FormatError(CheckpointError):
-    """Tensors that are present but do not mean what the format says they mean."""
+    """Tensors that are present but do not mean what the format says they mean.
+
+    `suffix` is that of the tensor which contradicts the others of its matrix, where one is known to.
+    """
+
+    def __init__(self, message: str, suffix: str = "") -> None:
+        super().__init__(message)
+        self.suffix = suffix
 
 
 class ResourceError(W4AFP8Error):

@@ -16,6 +16,7 @@ from w4afp8.card import engines, write
 from w4afp8.card.source import OURS
 from w4afp8.cli import cli, code_of
 from w4afp8.errors import CheckpointError, RecipeError
+from w4afp8.families import LAYOUT_METHOD
 from w4afp8.validate import gate
 from w4afp8.validate.findings import Check, ValidationReport
 from w4afp8.validate.seal import take_seal
@@ -120,9 +121,9 @@ def test_an_engine_that_reads_it_under_a_condition_gets_no_command() -> None:
 def test_what_is_not_known_is_said_to_be_so(folder: Path) -> None:
     (folder / "w4afp8/record.json").write_text(json.dumps({"format": "of another day"}))
     text = text_of(folder)
-    for words in ("which model on the Hub it was made from is not recorded", "| Base model | unknown |",
+    for words in ("Which model on the Hub it was made from is not recorded", "| Base model | unknown |",
                   "| Licence | unknown",
-                  "| Size | unknown |", "Which engines read this layout is not recorded", "Not evaluated.",
+                  "| Size | unknown |", "Which engines read this format is not recorded", "Not evaluated.",
                   "Not proven.", "No checksum", "Not recorded.", "activation scales is not recorded",
                   "| Multi-token prediction | unknown |"):  # fmt: skip
         assert words in text, words
@@ -216,3 +217,25 @@ def test_the_command_says_what_it_wrote(folder: Path, capsys: pytest.CaptureFixt
     assert run("card", str(folder)) == 0
     assert "base model org/x" in capsys.readouterr().out
     assert OURS in (folder / "README.md").read_text()
+
+
+def test_a_layout_whose_scales_were_searched_says_how_far_they_stand(folder: Path) -> None:
+    block = {
+        "quant_method": LAYOUT_METHOD, "layout": "vllm-cutlass", "layout_version": 1, "read_by": "vLLM",
+        "tensor_parallel": 1, "expert_parallel": 1, "w13": ["gate", "up"], "canonical_sha256": "feed",
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps({"quantization_config": block}))
+    (folder / "w4afp8/layout.json").write_text(json.dumps({"tolerance": 0.0323}))
+    text = text_of(folder)
+    assert "each stands within 3.23 % of the true one (`--tolerance 0.0323`)" in text
+    assert "--layout vllm-cutlass --tp 1 --ep 1 --tolerance 0.0323 -o" in text
+    assert "The stacks of this layout hold no static activation scales" in text
+    (folder / "w4afp8/layout.json").write_text(json.dumps({"tolerance": 0.0}))
+    assert "tolerance" not in text_of(folder)
+
+
+def test_the_size_before_is_that_of_what_was_quantized(folder: Path) -> None:
+    """Of what was converted afterwards too, though the validation compared with the 4-bit directory."""
+    (folder / "w4afp8/conversion.json").write_text(json.dumps({"from": "sglang_w4afp8", "to": "modelopt_w4a8_awq"}))
+    (folder / "w4afp8/validation.json").write_text(json.dumps({"bytes_source": 5260, "bytes_out": 5300}))
+    assert "the source's was 9.01 kB" in text_of(folder)

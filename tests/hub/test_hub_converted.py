@@ -65,7 +65,7 @@ def test_a_proven_conversion_is_sent_and_what_is_downloaded_is_proven(
     assert validate(back, source).proven
     card = (back / "README.md").read_text()
     for words in (
-        "base_model: org/oss", "`org/oss`, in the `compressed_tensors_mxfp4` layout", "license: mit",
+        "base_model: org/oss", "`org/oss`, in the `compressed_tensors_mxfp4` format", "license: mit",
         "**Proven** by `w4afp8 validate`: every number is that of org/oss", "none: converted, every number kept",
         "from `gptoss_mxfp4` to `compressed_tensors_mxfp4`, no number changed", "nothing was rounded",
         "w4afp8 convert org/oss --format compressed_tensors_mxfp4", "w4afp8/conversion.json",

@@ -12,6 +12,8 @@ from fake_hub import TOKEN, Entry, FakeHub
 
 from w4afp8.checkpoint.reader import CONFIG, INDEX
 from w4afp8.cli import cli, code_of
+from w4afp8.validate import gate, validate
+from w4afp8.validate.seal import take_seal
 
 REPO = "org/toy"
 DOCUMENTED = Path(__file__).parents[2] / "docs/publishing.md"
@@ -36,6 +38,13 @@ class Scene:
     def append(self, name: str, text: str) -> None:
         with (self.folder / name).open("a") as file:
             file.write(text)
+
+    def fails(self) -> None:
+        path = self.folder / "act_scales.safetensors"
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 0x40]))
+        seal = take_seal(self.folder)
+        gate.write_verdict(self.folder, validate(self.folder, sample=1), seal)
 
     def somebody_commits(self) -> None:
         def meanwhile(kind: str, count: int) -> None:
@@ -73,6 +82,7 @@ FAILURES: dict[str, Failure] = {
     "what arrived is not what was sent": (8, lambda s: s.loses_a_byte(), "does not hold what was sent"),
     "never validated": (7, lambda s: (s.folder / "w4afp8/validation.json").unlink(), "is unvalidated: .*validate"),
     "a validation that is stale": (7, lambda s: s.append("tokenizer.json", " "), "is stale: tokenizer.json has"),
+    "a validation that failed": (7, lambda s: s.fails(), "is failed: .*input scales.* make or fetch .* again"),
     "a secret in a side file": (7, lambda s: s.append("w4afp8/report.json", f"\n{'hf_' + 'B' * 34}"),
                                 r"report\.json, line 2: a Hugging Face token"),
     "a new repository, neither private nor public": (2, lambda s: None, "give --private or --public"),

@@ -13,11 +13,13 @@ from torch import Tensor
 from w4afp8 import layouts
 from w4afp8.checkpoint.spec import DTYPES
 from w4afp8.errors import FormatError, RecipeError
-from w4afp8.layouts import _derived, _page, _stack
+from w4afp8.layouts import _bits, _derived, _gather, _page, _words
+from w4afp8.layouts._orders import ORDERS
 from w4afp8.layouts._scales import FarScales, search
 from w4afp8.layouts._spec import FORMS, STACKS
 from w4afp8.layouts._split import Sizes, Split, folder_of
 from w4afp8.layouts._stack import Matrix, Stacker, make
+from w4afp8.numerics.alike import same_bytes
 
 GROUP = {"int4": 128, "mxfp4": 32}
 HELD = [(n, f) for n in layouts.names() for f in FORMS.values() if not isinstance(layouts.get(n).holdings(f), str)]
@@ -153,13 +155,56 @@ def test_a_layout_is_whole(name: str) -> None:
 def test_codes_are_looked_up_one_by_one(flips: tuple[int, int] | None) -> None:
     """By flipped bits or by a table: each nibble becomes what the table says, in any piece, transposed or not."""
     values = tuple(code ^ flips[code >> 3] for code in range(16)) if flips else (*range(1, 16), 0)
-    raw = torch.randint(0, 256, (7, _stack.PIECE_BYTES // 4), dtype=torch.uint8)
+    raw = torch.randint(0, 256, (7, _gather.BLOCK // 4 + 3), dtype=torch.uint8)
     for bytes_NJ in (raw, raw.T):
-        found = _stack._looked_up(values, bytes_NJ)
+        found = ORDERS["as_it_is"].store(bytes_NJ[None], values)[0]
         table = torch.tensor(values)
         assert torch.equal(found & 15, table[(bytes_NJ & 15).long()]) and torch.equal(
             found >> 4, table[(bytes_NJ >> 4).long()]
         )
+        shape = (1, *bytes_NJ.shape)
+        assert torch.equal(ORDERS["as_it_is"].load(found[None], shape, values)[0], bytes_NJ)
+
+
+@pytest.mark.parametrize("bits", sorted({order.bits for order in ORDERS.values()}))
+def test_bits_go_where_the_table_says_and_come_back(bits: tuple[int, ...]) -> None:
+    """However few operations it takes: every bit of every word, also of words that are more than one block."""
+    words = torch.randint(-(1 << 31), 1 << 31, (5000,)).numpy().astype("uint32")
+    expected = sum(((words >> source & 1) << target for source, target in enumerate(bits)), 0 * words)
+    steps = _bits.steps(bits)
+    moved = words.copy()
+    _words.run(steps, moved)
+    assert (moved == (expected if bits else words)).all()
+    _words.run(_words.backwards(steps), moved)
+    assert (moved == words).all()
+
+
+@pytest.mark.parametrize("name", sorted(ORDERS))
+def test_blocks_join_without_a_seam(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few elements a block holds, the stored bytes are those of one block."""
+    order = ORDERS[name]
+    shape = tuple(step * times for step, times in zip(order.steps(), (2, 3, 4, 2)))
+    logical = torch.randint(0, 256, shape, dtype=torch.uint8)
+    stored = order.store(logical)
+    _gather._cuts.cache_clear()
+    monkeypatch.setattr(_gather, "BLOCK", 1)
+    try:
+        assert torch.equal(order.store(logical), stored)
+        assert torch.equal(order.load(stored, shape), logical)
+    finally:
+        _gather._cuts.cache_clear()
+
+
+def test_bytes_are_compared_to_the_last_and_wherever_they_begin() -> None:
+    raw = torch.randint(0, 256, (61,), dtype=torch.uint8)
+    for begin in range(0, 17, 3):
+        mine = raw[begin:]
+        assert same_bytes(mine, mine.clone()) and not same_bytes(mine, raw[begin + 1 :])
+        for place in range(len(mine)):
+            other = mine.clone()
+            other[place] ^= 1
+            assert not same_bytes(mine, other)
+    assert same_bytes(torch.tensor([torch.nan]), torch.tensor([torch.nan]))
 
 
 def test_an_unknown_layout_is_refused_with_the_nearest() -> None:

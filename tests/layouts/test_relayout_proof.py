@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from relayouts import Make, back, files, into, prove
+from relayouts import SHARD_GB, Make, back, files, into, prove
 from safetensors.torch import save_file
 
+from w4afp8 import conversion
 from w4afp8.card import write as write_card
+from w4afp8.checkpoint import atomic
 from w4afp8.hub import shipment
 from w4afp8.validate import gate, validate
 
@@ -19,8 +22,6 @@ from w4afp8.validate import gate, validate
 def test_a_proof_of_the_canonical_checkpoint_proves_the_layout(
     quantized_toy: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    import shutil
-
     origin, canonical = quantized_toy
     source = tmp_path / "toy-W4AFP8"
     shutil.copytree(canonical, source)
@@ -49,6 +50,37 @@ def test_a_proof_of_the_canonical_checkpoint_proves_the_layout(
     )  # fmt: skip
     back(tmp_path / "late", tmp_path / "again")
     assert files(tmp_path / "again") == files(source), "the verdict and the report come back too"
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_a_stale_proof_does_not_travel(quantized_toy: tuple[Path, Path], tmp_path: Path, name: str) -> None:
+    """The tensors are those that were proven; what an engine makes of them stands in other files."""
+    origin, canonical = quantized_toy
+    source = Path(shutil.copytree(canonical, tmp_path / "toy-W4AFP8"))
+    assert prove(source, origin)
+    content = json.loads((source / name).read_text()) | {"routed_scaling_factor": 9.0}
+    atomic.write_json(source / name, content)
+    assert gate.state(source).state is gate.State.STALE
+    into(source, "sm90", tmp_path / "laid")
+    for against in (None, source):
+        (problem,) = validate(tmp_path / "laid", against).problems
+        assert problem.who == name and problem.then == "validate the canonical checkpoint, then convert it again"
+
+
+def test_a_conversion_is_laid_out_and_comes_back_proven(quantized_toy: tuple[Path, Path], tmp_path: Path) -> None:
+    origin, canonical = quantized_toy
+    source = Path(shutil.copytree(canonical, tmp_path / "toy-W4AFP8"))
+    assert prove(source, origin)
+    converted = tmp_path / "ct"
+    conversion.run(conversion.prepare(source, "compressed_tensors_w4a8", converted, SHARD_GB))
+    shutil.rmtree(source)
+    assert prove(converted)
+    into(converted, "sm90", tmp_path / "laid", ep=2)
+    assert prove(tmp_path / "laid")
+    back(tmp_path / "laid", tmp_path / "again")
+    assert files(tmp_path / "again") == files(converted)
+    assert gate.state(tmp_path / "again", deep=True).state is gate.State.PROVEN
+    assert prove(tmp_path / "again"), "led back to what was quantized"
 
 
 def test_inside_a_checkpoint_no_further_words_are_needed(

@@ -19,7 +19,7 @@ SECTIONS = {
     "quality", "layers", "experts", "tokens", "activations", "histograms", "folds", "roles", "checks", "time",
     "reproduce",
 }  # fmt: skip
-VOID = {"meta", "link", "br", "path"}
+VOID = {"meta", "link", "br", "wbr", "path"}
 
 
 class Page(HTMLParser):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -128,8 +129,8 @@ def test_a_conversion_looks_for_its_source_and_says_where_to_go_on(run: Run, con
     (out / "w4afp8/validation.json").unlink()
     conversion.run(conversion.prepare(out, "modelopt_w4a8_awq", converted, 0.001))
     code, text, _ = run(converted)
-    assert code == 0 and "a look, not a proof" in text
-    assert "out is unvalidated" in str(gate.state(converted))
+    assert code == 0 and "not a proof" in text
+    assert "out, which was converted, is unvalidated" in str(gate.state(converted))
     out.rename(out.with_name("elsewhere"))
     code, text, _ = run(converted)
     assert code == 0 and "out is not here, and had no proof when it was converted" in str(gate.state(converted))
@@ -141,3 +142,70 @@ def test_a_conversion_is_compared_whole_and_multiplies_nothing(run: Run, convert
     assert code == 2 and "a conversion is always compared whole" in err
     code, _, err = run(converted, "--device", "cuda")
     assert code == 2 and "number by number, nothing is multiplied" in err
+
+
+def files_of(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_what_promises_nothing_is_refused_and_left_alone(run: Run, quantized_toy: tuple[Path, Path], out: Path) -> None:
+    """A verdict in a source's directory would make every conversion of it wait for a proof that cannot be given."""
+    source = Path(shutil.copytree(quantized_toy[0], out.with_name("source")))
+    (out.with_name("empty")).mkdir()
+    unfinished = Path(shutil.copytree(out, out.with_name("unfinished")))
+    (unfinished / "config.json").unlink()
+    (unfinished / "w4afp8/state").mkdir()
+    (unfinished / "w4afp8/state/fingerprint.json").write_text("{}")
+    for folder, words in (
+        (source, "a source, its experts stand in deepseek_fp8"),
+        (out.with_name("empty"), "no checkpoint, found neither config.json nor"),
+        (unfinished, "unfinished, config.json is written last; run the command that writes it again"),
+        (out / "config.json", "a file, expected a directory"),
+        (out.with_name("nothing"), "no such directory"),
+    ):
+        before = files_of(folder) if folder.is_dir() else {}
+        code, text, err = run(folder)
+        assert code == 3 and words in err and not text, (folder, err)
+        assert not folder.is_dir() or files_of(folder) == before
+
+
+def test_another_source_is_no_verdict(run: Run, quantized_toy: tuple[Path, Path], converted: Path, out: Path) -> None:
+    assert run(converted)[0] == 0
+    before = files_of(converted)
+    code, text, err = run(converted, "--against", quantized_toy[0])
+    assert code == 7 and text.startswith("Not compared") and "no verdict was written" in err
+    assert "found experts in deepseek_fp8, expected in sglang_w4afp8" in " ".join(text.split())
+    assert files_of(converted) == before and gate.state(converted).state is State.PROVEN
+    code, _, err = run(out, "--against", out)
+    assert code == 2 and "its experts stand in sglang_w4afp8 already" in err
+    code, _, err = run(converted, "--against", out, "--against", quantized_toy[0])
+    assert code == 2 and "--against is given 2 times" in err
+    code, _, err = run(out, "--against", quantized_toy[0] / "config.json")
+    assert code == 2 and "a file, expected a checkpoint directory" in err
+
+
+def test_what_was_quantized_and_converted_twice_finds_its_source(
+    run: Run, out: Path, quantized_toy: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The first conversion is proven after the second was made of it: no proof travelled, the source decides."""
+    assert run(out, "--against", quantized_toy[0])[0] == 0
+    first, second = tmp_path / "first", tmp_path / "second"
+    conversion.run(conversion.prepare(out, "compressed_tensors_w4a8", first, 0.001))
+    conversion.run(conversion.prepare(first, "sglang_w4afp8", second, 0.001))
+    code, text, _ = run(second)
+    assert code == 0 and "first, which was converted, is unvalidated" in " ".join(text.split())
+    assert run(first)[0] == 0
+    code, text, _ = run(second)
+    assert code == 0 and "every number is that of first" in " ".join(text.split())
+    assert gate.state(second).state is State.PROVEN
+    first.rename(tmp_path / "elsewhere")
+    (second / "w4afp8/validation.json").unlink()
+    code, text, _ = run(second)
+    assert code == 0 and f"`push` asks for: w4afp8 validate {second} --against first" in text
+
+
+def test_where_no_verdict_can_be_kept_is_said_first(run: Run, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
+    code, _, err = run(out)
+    assert code == 4 and "cannot be written, and the verdict is kept there" in err and "--no-report" in err
+    assert run(out, "--no-report")[0] == 0

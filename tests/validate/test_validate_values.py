@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,3 +117,17 @@ def test_every_not_a_number_of_every_float_type():
     e8m0 = torch.arange(256).to(torch.uint8).view(torch.float8_e8m0fnu)
     assert not_finite(e8m0).nonzero().flatten().tolist() == [255]
     assert not not_finite(torch.tensor([1, -1], dtype=torch.int8)).any()
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_matrix_that_no_longer_unpacks_is_named_and_the_others_are_still_tested(
+    quantized_toys: Callable[[str], tuple[Path, Path]], tmp_path: Path, beside: bool
+) -> None:
+    source, made = quantized_toys("compressed_tensors_w4a8")
+    out, name = Path(shutil.copytree(made, tmp_path / "out")), "model.layers.1.mlp.experts.0.up_proj.weight_shape"
+    edit_tensors(out, file_of(out, name), lambda held: held[name][0].add_(1))
+    report = validate(out, source if beside else None)
+    (found,) = report.check("finite").problems
+    assert found.who == name and "the words hold" in found.found
+    compared = [expert.expert for expert in report.layers[0].experts]
+    assert compared == ([1, 2, 3] if beside else []) and report.check("grouped GEMM").examined == 6

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from w4afp8 import layouts
 from w4afp8._version import __version__
 from w4afp8.calibration import BUNDLED
 from w4afp8.card import engines, source
@@ -124,6 +125,7 @@ def _render(facts: Facts, *, metadata: Mapping[str, Any], verdict: gate.Gate, mo
         readers=readers,
         serve=[] if facts.layout else engines.commands(readers, model),
         layout=facts.layout,
+        static_in_layout=facts.layout is not None and _has_static_scales(str(facts.layout["layout"])),
         calibration=_calibration(facts, recipe),
         headroom=(recipe.get("activations") or {}).get("headroom"),
         scales=engines.activation_scales(_format(facts)),
@@ -141,6 +143,11 @@ def _render(facts: Facts, *, metadata: Mapping[str, Any], verdict: gate.Gate, mo
 def _was_quantized(facts: Facts) -> bool:
     """Whether a run rounded the experts; converting alone rounds nothing."""
     return facts.conversion is None or bool(facts.record.get("method"))
+
+
+def _has_static_scales(layout: str) -> bool:
+    """Whether a layout holds static activation scales; one that this program does not know may."""
+    return layout not in layouts.names() or layouts.get(layout).input_scale is not None
 
 
 def _readers(facts: Facts) -> tuple[str, ...]:

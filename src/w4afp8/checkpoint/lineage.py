@@ -79,13 +79,13 @@ def read_lineage(folder: Path) -> Lineage:
     try:
         source = content["source"]
         return Lineage(
-            tool=content["tool"],
+            tool=dict(content["tool"]),
             before=str(content["from"]),
             after=str(content["to"]),
             matrices=int(content["matrices"]),
             proof=str(content["proof"]),
             source=Source(
-                str(source["name"]), source["hub_id"], source["revision"], dict(source["config"]),
+                str(source["name"]), _text(source["hub_id"]), _text(source["revision"]), dict(source["config"]),
                 _parsed(source["tensors"]), _parsed(source["kept"]),
             ),
             digests={str(name): str(digest) for name, digest in content["digests"].items()},
@@ -112,6 +112,12 @@ def _parsed(content: Mapping[str, str]) -> dict[str, TensorSpec]:
             raise ValueError(f"{name} is {text!r}")
         found[name] = TensorSpec(name, said[1], tuple(map(int, filter(None, said[2].split(", ")))))
     return found
+
+
+def _text(value: object) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
 
 
 def bare(specs: Iterable[TensorSpec]) -> dict[str, TensorSpec]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from w4afp8.checkpoint.header import read_header, refuse_twins
+from w4afp8.checkpoint.memory import empty
 from w4afp8.checkpoint.spec import DTYPES, TensorSpec
 from w4afp8.errors import CheckpointError, W4AFP8Error, raise_all
 
@@ -105,26 +106,24 @@ class CheckpointReader:
         if spec is None:
             raise CheckpointError(f"{name}: not in {self.folder}")
         spec = spec if part is None else spec.part(part)
-        raw = torch.empty(spec.span_bytes, dtype=torch.uint8)
+        raw = empty((spec.span_bytes,))
         self._fill(spec, raw, 0)
         return raw.view(DTYPES[spec.dtype]).view(spec.shape)
 
     def read_across(self, name: str, index: int) -> Tensor:
         """Element `index` of the second axis, [A, B, ...] -> [A, ...], read in A pieces."""
         spec = self.specs[name]
-        pieces = []
-        for outer in range(spec.shape[0]):
-            run = spec.part(outer).part(index)
-            raw = torch.empty(run.span_bytes, dtype=torch.uint8)
-            self._fill(run, raw, 0)
-            pieces.append(raw)
-        return torch.stack(pieces).view(DTYPES[spec.dtype]).view(spec.shape[0], *spec.shape[2:])
+        outer_bytes, run_bytes = (s.span_bytes for s in (spec.part(0), spec.part(0).part(index)))
+        raw = empty((spec.shape[0], run_bytes))
+        for outer, run in enumerate(raw.unbind()):
+            self._fill(spec, run, outer * outer_bytes + index * run_bytes)
+        return raw.view(-1).view(DTYPES[spec.dtype]).view(spec.shape[0], *spec.shape[2:])
 
     def read_bytes(self, name: str, chunk_bytes: int = 16 << 20) -> Iterator[Tensor]:
         """The tensor's bytes in pieces: uint8 [at most chunk_bytes] each, for copies that must stay small."""
         spec = self.specs[name]
         for begin in range(0, spec.span_bytes, chunk_bytes):
-            raw = torch.empty(min(chunk_bytes, spec.span_bytes - begin), dtype=torch.uint8)
+            raw = empty((min(chunk_bytes, spec.span_bytes - begin),))
             self._fill(spec, raw, begin)
             yield raw
 
@@ -153,6 +152,17 @@ class CheckpointReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def read_tensor(path: Path, spec: TensorSpec) -> Tensor:
+    """One tensor of a file that no index lists; `spec` is its header's.  Raises: CheckpointError for a cut file."""
+    with path.open("rb") as file:
+        file.seek(spec.begin)
+        raw = bytearray(file.read(spec.span_bytes))
+    if len(raw) < spec.span_bytes:
+        raise CheckpointError(f"{spec}: the file ends early; fetch it again")
+    flat = torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
+    return flat.view(DTYPES[spec.dtype]).view(spec.shape)
 
 
 def refuse_link_out(folder: Path, path: Path) -> None:

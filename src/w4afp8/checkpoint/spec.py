@@ -28,6 +28,11 @@ DTYPES: dict[str, torch.dtype] = {
 NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 
 
+def raw_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes of a tensor as they stand in a file: uint8, one axis."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """A tensor as its header describes it: `begin` is the first data byte's offset in `shard`."""

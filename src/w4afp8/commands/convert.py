@@ -37,13 +37,16 @@ def convert(
 
     SOURCE is a checkpoint directory or a Hub id, the working directory when it is left out.
     """
-    from w4afp8 import hub, layouts
+    from w4afp8 import formats, hub, layouts
     from w4afp8.commands import _convert
     from w4afp8.convert import resources
     from w4afp8.recipes._recipe import Resume
 
     if (format_name is None) == (layout_name is None):
-        raise RecipeError("give either --format or --layout: what is the checkpoint to become?")
+        raise RecipeError(
+            f"give either --format ({', '.join(formats.written())})\nor --layout "
+            f"({', '.join((*layouts.names(), layouts.CANONICAL))}): what is the checkpoint to become?"
+        )
     if (tp, ep, tolerance) != (1, 1, 0.0) and layout_name in (None, layouts.CANONICAL):
         raise RecipeError("--tp, --ep and --tolerance belong to a --layout; its way back takes every rank there is")
     if shard_gb is not None and layout_name == layouts.CANONICAL:
@@ -67,6 +70,7 @@ def convert(
         for note in found.get("notes", ()):
             OUT.print(f"padded     {note}", markup=False, soft_wrap=True)
         OUT.print(f"proof      {found['proof']}", markup=False, soft_wrap=True)
+        OUT.print(f"\nnext: w4afp8 validate {out}", markup=False, soft_wrap=True)
 
 
 def default_output(folder: Path, name: str) -> Path:

@@ -87,7 +87,9 @@ def plan_translation(reader: CheckpointReader, target: CheckpointFormat, shard_g
         shard_bytes=int(shard_gb * 1e9),
     )  # fmt: skip
     if source.name == target.name and plan.config == reader.config:
-        raise RecipeError(f"{experts[0].expected.name} stands in {target.name} already, and config.json says so")
+        raise RecipeError(
+            f"{experts[0].expected.name} stands in {target.name} already, and config.json says so: nothing to convert"
+        )
     return Translation(reader, source, plan, _conditions(source, target, steps), steps, scaled)
 
 
@@ -146,14 +148,26 @@ def _source_format(reader: CheckpointReader, family: Family, d: Sizes, target: C
         raise RecipeError(f"{reader.folder} has no routed experts, and {target.name} is a format of routed experts")
     first = next(e for e in family.expected(d).values() if e.role is Role.EXPERT)
     found = form.name
+    stacks = bool(first.stack) or families.get(family.name).apart is not None
     refusal = _conversion.judge(found, target.name).refusal
     if refusal is None and found not in formats.checkpoints():
         refusal = f"whole checkpoints convert between {', '.join(formats.checkpoints())}"
-    elif refusal is None and target.stacked and not first.stack and families.get(family.name).apart is None:
+    elif refusal is None and target.stacked and not stacks:
         refusal = f"engines that read {target.name} expect a layer's experts in one tensor; here each has its own"
     if refusal:
-        raise RecipeError(f"{first.name} stands in {found}, and cannot become {target.name}: {refusal}")
+        others = _instead(found, target.name, stacks)
+        raise RecipeError(f"{first.name} stands in {found}, and cannot become {target.name}: {refusal}{others}")
     return formats.checkpoint(found)
+
+
+def _instead(found: str, refused: str, stacks: bool) -> str:
+    """The other formats that could be asked for; `stacks`: whether experts can stand in one tensor."""
+    judged = (name for name in formats.written() if name not in (found, refused))
+    others = [
+        name for name in judged
+        if _conversion.judge(found, name).refusal is None and (stacks or not formats.checkpoint(name).stacked)
+    ]  # fmt: skip
+    return f".  It can become {', '.join(others)}, where the values allow (docs/format-matrix.md)" if others else ""
 
 
 def _scales_as_stored(

@@ -53,6 +53,11 @@ def checkpoint(name: str) -> CheckpointFormat:
     return found  # type: ignore[no-any-return]
 
 
+def written() -> tuple[str, ...]:
+    """Every checkpoint format that `convert` writes."""
+    return tuple(name for name in checkpoints() if checkpoint(name).written)
+
+
 @cache
 def checkpoints() -> tuple[str, ...]:
     """Every format that whole checkpoints convert between."""

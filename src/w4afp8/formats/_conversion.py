@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from w4afp8 import formats
+from w4afp8.checkpoint.spec import raw_bytes
 from w4afp8.errors import FormatError
 from w4afp8.formats._move import move
 from w4afp8.formats._spec import (
@@ -25,6 +26,7 @@ from w4afp8.formats._spec import (
     Weight,
     WeightFormat,
 )
+from w4afp8.numerics.alike import same_bytes
 
 ROUNDS = "the target cannot hold these numbers; this is quantizing, not converting: use w4afp8 quantize"
 BLOCKS = "one scale per row and group does not become one per 128 x 128 block without rounding the codes again"
@@ -145,10 +147,8 @@ def first_difference(one: Weight, other: Weight) -> str | None:
         theirs = _tensors(other)[name]
         if (mine.dtype, mine.shape) != (theirs.dtype, theirs.shape):
             return f"{name} is {theirs.dtype} {list(theirs.shape)}, was {mine.dtype} {list(mine.shape)}"
-        one_raw, other_raw = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (mine, theirs))
-        whole = len(one_raw) // 8 * 8  # torch compares words seven times as fast as bytes
-        words = (raw[:whole].view(torch.int64) for raw in (one_raw, other_raw))
-        if not torch.equal(*words) or not torch.equal(one_raw[whole:], other_raw[whole:]):
+        if not same_bytes(mine, theirs):
+            one_raw, other_raw = map(raw_bytes, (mine, theirs))
             return f"{name} differs at byte {int((one_raw != other_raw).nonzero()[0])}"
     return None
 

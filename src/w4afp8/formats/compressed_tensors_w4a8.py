@@ -43,7 +43,7 @@ def unpack_words(parts: Mapping[str, Tensor]) -> Tensor:
     bytes_NJ = int4.to_offset_binary(parts[".weight_packed"].contiguous().view(torch.uint8))
     said, held = parts[".weight_shape"].tolist(), [bytes_NJ.shape[0], 2 * bytes_NJ.shape[1]]
     if said != held:
-        raise FormatError(f"weight_shape says {said}, the words hold {held}; the shard is damaged")
+        raise FormatError(f"weight_shape says {said}, the words hold {held}; the shard is damaged", ".weight_shape")
     return bytes_NJ
 
 

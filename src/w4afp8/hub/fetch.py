@@ -19,8 +19,10 @@ def find_model(name: str, revision: str | None = None) -> Path:
     """
     if Path(name).is_dir():
         return Path(name)
+    if Path(name).exists():
+        raise RecipeError(f"{name}: a file, expected a checkpoint directory; give {Path(name).parent}")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise RecipeError(f"{name}: no such directory")
+        raise RecipeError(f"{name}: no such directory; give a checkpoint directory or a Hub id (org/name)")
     return _snapshot(model_id(name), revision, "model")
 
 
@@ -34,7 +36,10 @@ def source_at_hand(folder: Path) -> Path | None:
 
     source = read_lineage(folder).source
     if source.hub_id is not None:
-        cached = try_to_load_from_cache(source.hub_id, CONFIG, revision=source.revision)
+        try:
+            cached = try_to_load_from_cache(source.hub_id, CONFIG, revision=source.revision)
+        except ValueError:  # no name that a repository can have
+            return None
         return Path(cached).parent if isinstance(cached, str) else None
     if Path(source.name).name != source.name:
         return None

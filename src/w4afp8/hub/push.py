@@ -104,7 +104,7 @@ def push(
     """
     order.check()
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such directory; give the directory of a quantized checkpoint")
+        raise CheckpointError(f"{folder}: no such directory; give the one of a proven checkpoint")
     shipment.check(folder)
     if not dry_run:
         check_login()  # before the digests of hundreds of gigabytes
@@ -128,12 +128,17 @@ def push(
     return pushed
 
 
+REMEDIES = {
+    State.UNVALIDATED: "run `w4afp8 validate {} --against SOURCE`",
+    State.STALE: "restore it, or run `w4afp8 validate {} --against SOURCE`",
+    State.FAILED: "make or fetch {} again, then validate it",
+}
+
+
 def _ask_the_gate(folder: Path, force: str | None, on_progress: Progress) -> Gate:
     verdict = gate.state(folder, deep=True, on_progress=on_progress)
     if verdict.state is not State.PROVEN and force is None:
-        raise ValidationError(
-            f'{folder} is {verdict}; run `w4afp8 validate {folder} --against SOURCE`, or say --force "why"'
-        )
+        raise ValidationError(f'{folder} is {verdict}; {REMEDIES[verdict.state].format(folder)}, or say --force "why"')
     if verdict.state is State.PROVEN and force is not None:
         raise RecipeError("--force: the directory is proven, no reason is needed; leave it out")
     return verdict

@@ -27,11 +27,11 @@ class FirstFitting:
     def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return self._chosen(shape).stored_shape(shape)
 
-    def store(self, logical: Tensor) -> Tensor:
-        return self._chosen(tuple(logical.shape)).store(logical)
+    def store(self, logical: Tensor, values: tuple[int, ...] = ()) -> Tensor:
+        return self._chosen(tuple(logical.shape)).store(logical, values)
 
-    def load(self, stored: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return self._chosen(shape).load(stored, shape)
+    def load(self, stored: Tensor, shape: tuple[int, ...], values: tuple[int, ...] = ()) -> Tensor:
+        return self._chosen(shape).load(stored, shape, values)
 
     def _chosen(self, shape: tuple[int, ...]) -> Order:
         for order in self.orders:

@@ -2,6 +2,7 @@
 
 An order is data: one line that splits, permutes and joins axes, and for the peers whose order is no such line, a table
 of the bits of a 32-bit word.  The line read backwards is the inverse, so every order is a bijection by construction.
+`_gather` applies it, to tensors in the CPU's memory.
 
 Letters: E experts, N output rows, K input columns, G groups along K.
 """
@@ -10,18 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from itertools import accumulate
 from math import prod
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from w4afp8.checkpoint.memory import empty
 from w4afp8.errors import FormatError
-from w4afp8.numerics import axes, fp4
+from w4afp8.layouts import _bits, _recode
+from w4afp8.layouts._gather import Route
+from w4afp8.layouts._words import Step
+from w4afp8.numerics import axes
 
 # What a pattern's last logical axis counts: elements of the tensor as they are, or pieces of its bytes.
-ELEMENTS, NIBBLES, HALFWORDS = 0, 4, 16
-PIECE_WORDS = 1 << 16  # moved at once: they and a copy stay in a core's cache
+ELEMENTS, HALFWORDS = 0, 16
 
 
 @dataclass(frozen=True)
@@ -63,23 +69,49 @@ class Order:
         _, _, joined = axes.plan(self._units(shape), self.pattern, self.sizes)
         return tuple(joined) if self.unit == ELEMENTS else (*joined[:-1], joined[-1] * self.unit // 8)
 
-    def store(self, logical: Tensor) -> Tensor:
-        """Logical order to the kernel's.  Raises: FormatError when the shape does not fit."""
-        self._require(tuple(logical.shape))
-        pieces = _take_apart(logical.contiguous(), self.unit)
-        split, order, joined = axes.plan(pieces.shape, self.pattern, self.sizes)
-        stored = _put_together(pieces.reshape(split).permute(order).reshape(joined), self.unit, logical.dtype)
-        return _move_bits(stored, self.bits) if self.bits else stored
+    def store(self, logical: Tensor, values: tuple[int, ...] = ()) -> Tensor:
+        """Logical order to the kernel's; before, every 4-bit code c becomes `values[c]`, if there are such.
 
-    def load(self, stored: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """The inverse of `store`; `shape` is the logical tensor's."""
+        Raises: FormatError when the shape does not fit.
+        """
+        shape = tuple(logical.shape)
+        stored_shape = self.stored_shape(shape)
+        logical = logical.contiguous()
+        steps = (*_recode.steps(values), *_bits.steps(self.bits))
+        if self._stays and not steps:
+            return logical.view(stored_shape)
+        stored = empty(stored_shape, logical.dtype)
+        self._route(shape, steps).store(self._pieces(logical), self._pieces(stored))
+        return stored
+
+    def load(self, stored: Tensor, shape: tuple[int, ...], values: tuple[int, ...] = ()) -> Tensor:
+        """The inverse of `store` with the same `values`; `shape` is the logical tensor's."""
         self._require(shape)
-        stored = _move_bits(stored, _inverse(self.bits)) if self.bits else stored
-        split, order, joined = axes.plan(self._units(shape), self.pattern, self.sizes)
-        pieces = _take_apart(stored.contiguous(), self.unit).reshape(joined)
-        permuted = pieces.reshape([split[axis] for axis in order])
-        back = sorted(range(len(order)), key=order.__getitem__)
-        return _put_together(permuted.permute(back).reshape(self._units(shape)), self.unit, stored.dtype).view(shape)
+        stored = stored.contiguous()
+        steps = (*_recode.steps(values), *_bits.steps(self.bits))
+        if self._stays and not steps:
+            return stored.view(shape)
+        logical = empty(shape, stored.dtype)
+        self._route(shape, steps).load(self._pieces(stored), self._pieces(logical))
+        return logical
+
+    @property
+    def _stays(self) -> bool:
+        """Whether no element moves."""
+        before, after = (axes.groups(side) for side in self.pattern.split("->"))
+        return before == after
+
+    def _route(self, shape: tuple[int, ...], steps: tuple[Step, ...]) -> Route:
+        split, order, _ = axes.plan(self._units(shape), self.pattern, self.sizes)
+        logical = axes.groups(self.pattern.split("->")[0])
+        starts = accumulate((len(group) for group in logical[:-1]), initial=0)
+        leads = (start for start, group in zip(starts, logical) if group[0] not in self.sizes)
+        return Route(tuple(split), tuple(order), tuple(leads), steps)
+
+    def _pieces(self, tensor: Tensor) -> NDArray[Any]:
+        """What is moved, over the tensor's own memory: its elements as whole numbers, or pieces of its bytes."""
+        size = tensor.element_size() if self.unit == ELEMENTS else self.unit // 8
+        return tensor.reshape(-1).view(torch.uint8).numpy().view(f"u{size}")
 
     def _require(self, shape: tuple[int, ...]) -> None:
         why = self.refusal(shape)
@@ -91,42 +123,3 @@ class Order:
         if self.unit == ELEMENTS:
             return shape
         return (*shape[:-1], shape[-1] * 8 // self.unit)
-
-
-def _take_apart(stored: Tensor, unit: int) -> Tensor:
-    if unit == ELEMENTS:
-        return stored
-    raw = stored.view(torch.uint8)
-    return fp4.unpack_low_first(raw) if unit == NIBBLES else raw.view(torch.int16)
-
-
-def _put_together(pieces: Tensor, unit: int, dtype: torch.dtype) -> Tensor:
-    if unit == ELEMENTS:
-        return pieces
-    pieces = pieces.contiguous()
-    return (fp4.pack_low_first(pieces) if unit == NIBBLES else pieces).view(dtype)
-
-
-def _inverse(bits: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(sorted(range(len(bits)), key=bits.__getitem__))
-
-
-def _move_bits(stored: Tensor, bits: tuple[int, ...]) -> Tensor:
-    """Every little-endian word of 32 bits, its bits moved; bits that move equally far move together."""
-    words = stored.contiguous().view(torch.uint8).reshape(-1).view(torch.int32)
-    moved = torch.empty_like(words)
-    for piece, out in zip(torch.split(words, PIECE_WORDS), torch.split(moved, PIECE_WORDS)):
-        out.zero_()
-        for distance, mask in _moves(bits):
-            shifted = piece << distance if distance >= 0 else piece >> -distance
-            out.bitwise_or_(shifted.bitwise_and_(mask))
-    return moved.view(torch.uint8).view(stored.dtype).view(stored.shape)
-
-
-@cache
-def _moves(bits: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    """(how far to the left, which bits it gives) of every distance; the mask also drops copies of a sign bit."""
-    masks: dict[int, int] = {}
-    for source, target in enumerate(bits):
-        masks[target - source] = masks.get(target - source, 0) | 1 << target
-    return tuple((distance, mask - (mask >> 31 << 32)) for distance, mask in masks.items())

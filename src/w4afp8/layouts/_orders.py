@@ -1,7 +1,7 @@
 """The peers' orders (formats: C), one row each.  Adding one is a row and its golden file.
 
-Weights are logical as low-even bytes [E, N, K/2], scales as [E, N, G].  A weight's last logical axis counts nibbles or
-16-bit words of those bytes.  What a consumer calls the codes (offset binary, ...) is the layout's `values`.
+Weights are logical as low-even bytes [E, N, K/2], scales as [E, N, G].  A weight's last logical axis counts
+those bytes, or 16-bit words of them.  What a consumer calls the codes (offset binary, ...) is the layout's `values`.
 """
 
 from __future__ import annotations

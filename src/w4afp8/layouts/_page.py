@@ -30,7 +30,8 @@ are compared with the record. Every expert is laid out again and compared with t
 of `sm90` are then multiplied as they stand in the files, rank by rank: `torch.ops.w4afp8.grouped_gemm` on every expert,
 `fused_moe` with the rank's own activation scales, beside float64 (`--device cuda`: by the kernels on a Hopper GPU;
 `--quick`: a sample of the experts, every byte still compared). The verdict is a proof if the canonical checkpoint was
-proven: validate that first, or give it as `--against`. The checksum of the canonical bytes stands in every shard's
+proven, with these tensors, this config and these side files: validate that first, or give it as `--against`. The
+checksum of the canonical bytes stands in every shard's
 metadata, in `config.json` and in `layout.json`.
 
 **Ranks.** `--tp N` cuts gate and up by rows and down by inputs, each projection by itself, never through a group
@@ -74,7 +75,7 @@ def page() -> str:
         "## Orders",
         "",
         "Read a line from left to right to lay out, backwards to take apart. e experts, n outputs, k inputs; the last",
-        "axis of a weight counts its nibbles, 16-bit words or bytes, low nibble first.",
+        "axis of a weight counts its bytes or 16-bit words, low nibble first.",
         "",
         "| order | logical axes -> stored axes | sizes | of |",
         "| --- | --- | --- | --- |",

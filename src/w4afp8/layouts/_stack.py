@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -18,8 +17,6 @@ from w4afp8.errors import FormatError
 from w4afp8.formats._spec import GroupWeight, MicroWeight, Weight
 from w4afp8.layouts._spec import STACKS, Holding, Layout, Piece
 from w4afp8.layouts._split import Split
-
-PIECE_BYTES = 1 << 18  # recoded at once: they and the result stay in a core's cache
 
 Stored = dict[str, Tensor]  # by the piece's suffix; the expert axis is 1 long
 
@@ -95,16 +92,18 @@ class Stacker:
 
     def check(self, stack: str, matrices: Mapping[str, Matrix], tp_rank: int) -> None:
         """Raises: FormatError when the scales are not held."""
-        self.holding.scales.encode(self._join(stack, matrices, tp_rank).scale_NG, self.tolerance)
+        scales = {name: matrix.scale_NG for name, matrix in matrices.items()}
+        self.holding.scales.encode(self._join(stack, scales, tp_rank, self.split.sizes.group), self.tolerance)
 
     def store(self, stack: str, matrices: Mapping[str, Matrix], tp_rank: int) -> Stored:
         """One expert's matrices, by projection, to the pieces of its stack on one rank."""
-        joined = self._join(stack, matrices, tp_rank)
-        codes = _looked_up(self.holding.values, joined.bytes_NJ)
-        logical = (codes, *self.holding.scales.encode(joined.scale_NG, self.tolerance))
+        codes = self._join(stack, {name: m.bytes_NJ for name, m in matrices.items()}, tp_rank, 2)
+        scales = {name: m.scale_NG for name, m in matrices.items()}
+        scale_NG = self._join(stack, scales, tp_rank, self.split.sizes.group)
+        logical = (codes, *self.holding.scales.encode(scale_NG, self.tolerance))
         stored = {}
         for piece, tensor in zip(self.pieces, logical, strict=True):
-            found = piece.order.store(tensor[None]).contiguous()
+            found = piece.order.store(tensor[None], self._values(piece)).contiguous()
             stored[piece.suffix] = found.view(DTYPES[piece.dtype])
         return stored
 
@@ -114,34 +113,28 @@ class Stacker:
         for piece, shape in zip(self.pieces, self.logical(stack), strict=True):
             raw = stored[piece.suffix]
             raw = raw.view(torch.uint8) if piece is self.holding.codes else raw
-            logical.append(piece.order.load(raw, shape)[0])
+            logical.append(piece.order.load(raw, shape, self._values(piece))[0])
         groups = self.shape(stack)[1] // self.split.sizes.group
-        codes = _looked_up(_inverse(self.holding.values), logical[0])
+        codes = logical[0]
         if self.keeps_scales:  # what is stored is only near them
             scale_NG = torch.ones((codes.shape[0], groups))
         else:
             scale_NG = self.holding.scales.decode(tuple(logical[1:]), groups)
         return self._part(stack, Matrix(codes, scale_NG), tp_rank)
 
-    def _join(self, stack: str, matrices: Mapping[str, Matrix], tp_rank: int) -> Matrix:
-        share, group = self.split.share(tp_rank), self.split.sizes.group
+    def _values(self, piece: Piece) -> tuple[int, ...]:
+        """What becomes of each code, where there are codes."""
+        return self.holding.values if piece is self.holding.codes else ()
+
+    def _join(self, stack: str, tensors: Mapping[str, Tensor], tp_rank: int, per: int) -> Tensor:
+        """A rank's share of the tensors of each projection, padded; an element stands for `per` inputs."""
+        share = self.split.share(tp_rank)
         halves = self.layout.w13 if stack == "w13" else STACKS[stack]
         n, k = self.shape(stack)
         n //= len(halves)
-        parts = []
-        for projection in halves:
-            m = matrices[projection]
-            if stack == "w13":
-                m = Matrix(m.bytes_NJ[share], m.scale_NG[share])
-            else:
-                m = Matrix(
-                    m.bytes_NJ[:, share.start // 2 : share.stop // 2],
-                    m.scale_NG[:, share.start // group : share.stop // group],
-                )
-            parts.append(Matrix(_padded(m.bytes_NJ, n, k // 2), _padded(m.scale_NG, n, k // group)))
-        if len(parts) == 1:
-            return parts[0]
-        return Matrix(torch.cat([p.bytes_NJ for p in parts]), torch.cat([p.scale_NG for p in parts]))
+        cut = (share, slice(None)) if stack == "w13" else (slice(None), slice(share.start // per, share.stop // per))
+        parts = [_padded(tensors[projection][cut], n, k // per) for projection in halves]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _part(self, stack: str, joined: Matrix, tp_rank: int) -> dict[str, Matrix]:
         share, sizes = self.split.share(tp_rank), self.split.sizes
@@ -159,6 +152,8 @@ class Stacker:
 
     def whole(self, stack: str, parts: list[dict[str, Matrix]]) -> dict[str, Matrix]:
         """The matrices of one expert from the shares of every TP rank, in order."""
+        if len(parts) == 1:
+            return parts[0]
         axis = 0 if stack == "w13" else 1
         return {
             projection: Matrix(
@@ -180,32 +175,3 @@ def make(layout: Layout, form: str, split: Split, holding: int = 0, tolerance: f
 def _padded(tensor_NM: Tensor, n: int, m: int) -> Tensor:
     rows, columns = tensor_NM.shape
     return tensor_NM if (rows, columns) == (n, m) else pad(tensor_NM, (0, m - columns, 0, n - rows))
-
-
-def _inverse(values: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(sorted(range(16), key=values.__getitem__))
-
-
-def _looked_up(values: tuple[int, ...], bytes_NJ: Tensor) -> Tensor:
-    """Both nibbles of every byte recoded.  Where the codes below 8 and those from 8 on each have bits flipped, and so
-    in every layout but one, no table is needed.
-    """
-    low, high = values[0], values[8] ^ 8
-    if all(value == code ^ (high if code & 8 else low) for code, value in enumerate(values)):
-        return _flipped(low, high, bytes_NJ)
-    table = numpy.array([values[byte & 15] | values[byte >> 4] << 4 for byte in range(256)], dtype=numpy.uint8)
-    return torch.from_numpy(table[bytes_NJ.numpy()])  # five times as fast as torch's own indexing
-
-
-def _flipped(low: int, high: int, bytes_NJ: Tensor) -> Tensor:
-    """Every nibble xor `low`, or `high` where its top bit is set."""
-    if low == high:
-        return bytes_NJ ^ (low * 0x11) if low else bytes_NJ
-    found = torch.empty_like(bytes_NJ, memory_format=torch.contiguous_format)
-    flat = bytes_NJ.reshape(-1)
-    for piece, out in zip(torch.split(flat, PIECE_BYTES), torch.split(found.view(-1), PIECE_BYTES), strict=True):
-        torch.bitwise_right_shift(piece, 3, out=out)
-        out.bitwise_and_(0x11).mul_(low ^ high).bitwise_xor_(piece)
-        if low:
-            out.bitwise_xor_(low * 0x11)
-    return found

@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from w4afp8 import _version
 from w4afp8.checkpoint import atomic
 from w4afp8.checkpoint.journal import Journal
 from w4afp8.checkpoint.reader import CONFIG, INDEX, refuse_link_out
-from w4afp8.checkpoint.writer import write_all
+from w4afp8.checkpoint.writer import Released, write_all
 from w4afp8.convert import jobs as parallel
 from w4afp8.convert import output, resources
 from w4afp8.convert.resources import Needs
@@ -44,7 +45,10 @@ def prepare_back(source: Path, jobs: int | None = None) -> tuple[LaidOut, Needs,
     if not source.is_dir():
         raise CheckpointError(f"{source}: no such directory; give the directory of a layout")
     if not _record.is_laid_out(source):
-        raise RecipeError(f"{source} holds no {_record.RECORD}: it has no layout to go back from")
+        raise RecipeError(
+            f"{source} holds no {_record.RECORD}: it has no layout to go back from; "
+            "give a directory that `w4afp8 convert --layout NAME` wrote"
+        )
     _check_copies(source, _record.read(source))
     laid = LaidOut(source)
     laid.require_complete()
@@ -119,10 +123,13 @@ def _write_shard(laid: LaidOut, shard: str, path: Path, jobs: int) -> None:
     descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
         write_all(descriptor, memoryview(header), 0)
-        for name, offset, piece in _pieces(laid, shard, jobs):
-            data = piece.numpy().data
-            write_all(descriptor, data, laid.specs[name].begin + offset)
-            digests.setdefault(name, hashlib.sha256()).update(data)
+        released = Released(descriptor)
+        with ThreadPoolExecutor(1) as beside:  # digests while the same bytes are written
+            for name, offset, piece in _pieces(laid, shard, jobs):
+                data = piece.numpy().data
+                at_work = beside.submit(digests.setdefault(name, hashlib.sha256()).update, data)
+                released.write(data, laid.specs[name].begin + offset)
+                at_work.result()
         for name, spec in laid.specs.items():
             if spec.shard == shard:
                 found = digests.get(name, hashlib.sha256()).hexdigest()

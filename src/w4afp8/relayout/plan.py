@@ -127,7 +127,8 @@ def prepare(
     """
     if _record.is_laid_out(source):
         raise RecipeError(
-            f"{source} has the layout {_record.read(source).layout}; go back first: w4afp8 convert --layout canonical"
+            f"{source} has the layout {_record.read(source).layout}; go back first: w4afp8 convert {source} --layout "
+            f"{layouts.CANONICAL}, then convert what that writes"
         )
     layout = layouts.get(layout_name)
     reader = CheckpointReader(source)

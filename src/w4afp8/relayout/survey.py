@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from w4afp8.checkpoint.reader import CONFIG, INDEX, SINGLE
+from w4afp8.checkpoint.reader import CONFIG, INDEX, SINGLE, CheckpointReader
+from w4afp8.checkpoint.spec import DTYPES
 from w4afp8.convert.jobs import in_parallel
 from w4afp8.convert.publish import side_files
 from w4afp8.convert.survey import first_not_finite
@@ -128,12 +129,21 @@ def _look(order: Order, name: str, holders: tuple[Holder, ...]) -> tuple[list[st
     sick: list[str] = []
     matrices: dict[str, Matrix] = {}
     for holder in holders:
-        tensors = holder.read(order.reader.read)
+        codes = holder.item.tensors[0].name  # decide nothing here: not read
+        tensors = holder.read(partial(_read_unless, codes, order.reader))
         for spec in holder.item.tensors[1:]:
             bad = first_not_finite(tensors[spec.name].reshape(-1).view(torch.uint8), spec.dtype)
             sick += [f"{spec}: element {bad} is NaN or infinite"] if bad is not None else []
         matrices |= holder.matrices(tensors)
     return sick, [[] if sick else _refusals(stacker, name, matrices) for stacker in order.stackers]
+
+
+def _read_unless(codes: str, reader: CheckpointReader, name: str, part: int | None) -> torch.Tensor:
+    """A tensor, or its part; zeros for the `codes`."""
+    if name != codes:
+        return reader.read(name, part)
+    spec = reader.specs[name] if part is None else reader.specs[name].part(part)
+    return torch.zeros(spec.shape, dtype=DTYPES[spec.dtype])
 
 
 def _refusals(stacker: Stacker, name: str, matrices: Mapping[str, Matrix]) -> list[_Refusal]:

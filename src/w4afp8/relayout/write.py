@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from w4afp8.checkpoint.writer import ShardWriter
@@ -19,6 +18,7 @@ from w4afp8.layouts._record import Record
 from w4afp8.layouts._spec import STACKS
 from w4afp8.layouts._split import folder_of
 from w4afp8.layouts._stack import Matrix, Stacker, Stored
+from w4afp8.numerics.alike import same_bytes
 from w4afp8.relayout.plan import Order, Shards, Unit
 
 
@@ -44,7 +44,7 @@ def write_unit(order: Order, stacker: Stacker, unit: Unit, record: Record) -> No
         def writers(folder: Path, shards: Shards) -> dict[str, ShardWriter]:
             found: dict[str, ShardWriter] = {}
             for file, specs in shards.items():
-                writer = opened.enter_context(ShardWriter(folder / file, specs, record.metadata))
+                writer = opened.enter_context(ShardWriter(folder / file, specs, record.metadata, digest=False))
                 found |= dict.fromkeys((spec.name for spec in specs), writer)
             return found
 
@@ -104,7 +104,7 @@ def _compare(order: Order, stacker: Stacker, read: Mapping[str, Tensor], back: M
     for at, (name, found) in enumerate(back.items()):
         if at and stacker.keeps_scales:
             return  # the true scales stand in KEPT
-        if not torch.equal(*(tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (found, read[name]))):
+        if not same_bytes(found, read[name]):
             raise FormatError(
                 f"{name}: read back from {order.layout.name} it has other bytes; the source holds what "
                 f"{order.weight.name} does not say, quantize it again"
@@ -121,6 +121,6 @@ def write_kept(order: Order, stacker: Stacker) -> None:
         path = order.out / _record.KEPT
         path.parent.mkdir(parents=True, exist_ok=True)
         specs = [order.reader.specs[name] for name in names]
-        with ShardWriter(path, specs) as writer:
+        with ShardWriter(path, specs, digest=False) as writer:
             for name in names:
                 writer.copy(name, order.reader, name)

@@ -48,6 +48,7 @@ class Facts:
     events: list[Json] = field(default_factory=list)
     stale: tuple[str, ...] = ()  # what changed after the saved validation
     conversion: Json | None = None  # what `convert` did, when it made the directory
+    tolerance: float = 0.0  # how far the scales of a layout may stand from the true ones, relative
 
     @property
     def layers(self) -> list[Json]:
@@ -70,7 +71,9 @@ class Facts:
 
     @property
     def bytes_in(self) -> int | None:
-        found = (self.validation or {}).get("bytes_source") or self._sum("bytes_in")
+        """Of what was quantized, also where that was converted afterwards; of a publisher's, what was converted."""
+        compared, recorded = (self.validation or {}).get("bytes_source"), self._sum("bytes_in")
+        found = recorded or compared if self.conversion and self.record.get("method") else compared or recorded
         return int(found) if found else None
 
     @property
@@ -164,6 +167,7 @@ def gather(
         events=_events(own / "run.jsonl"),
         stale=stale,
         conversion=_read(own / "conversion.json"),
+        tolerance=_tolerance(own / "layout.json"),
     )
 
 
@@ -183,6 +187,12 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
+
+
+def _tolerance(path: Path) -> float:
+    found = _read(path)
+    said = found.get("tolerance") if isinstance(found, dict) else None
+    return float(said) if isinstance(said, int | float) else 0.0
 
 
 def _events(path: Path) -> list[Json]:

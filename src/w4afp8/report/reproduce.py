@@ -14,6 +14,7 @@ def reproduce(facts: Facts) -> str:
     name = shlex.quote(facts.name)
     if facts.layout:
         split = f"--tp {facts.layout['tensor_parallel']} --ep {facts.layout['expert_parallel']}"
+        split += f" --tolerance {facts.tolerance:g}" if facts.tolerance else ""
         return f"w4afp8 convert CANONICAL --layout {facts.layout['layout']} {split} -o {name}"
     verdict = facts.validation or {}
     source = shlex.quote(verdict.get("against") or "SOURCE")

@@ -56,6 +56,8 @@ def verdict(facts: Facts) -> Verdict:
     if failed:
         count = sum(len(check["problems"]) + check.get("more", 0) for check in failed)
         names = ", ".join(check["name"] for check in failed)
+        if names == "source":
+            return Verdict("Not compared", "bad", "The directory given as the source is another one, as named below.")
         return Verdict("Do not use", "bad", f"{plural(count, 'problem')} in {names}, named below.")
     skipped = [check["name"] for check in report.get("checks", []) if check.get("skipped")]
     tested = sum(check.get("examined", 0) for check in report.get("checks", []))

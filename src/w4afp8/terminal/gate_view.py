@@ -28,10 +28,13 @@ def gate_json(folder: Path) -> dict[str, Any] | None:
 def show_gate(console: Console, said: dict[str, Any]) -> None:
     """One line, a second one where files were copied or touched."""
     state = gate.State(said["state"])
-    when = f", validated {said['validated'][:16].replace('T', ' ')} UTC" if said["validated"] else ""
+    looked = "examined" if state is gate.State.UNVALIDATED else "validated"
+    when = f", {looked} {said['validated'][:16].replace('T', ' ')} UTC" if said["validated"] else ""
     why = "; ".join(said["why"][: gate.MOST_NAMED])
     more = f"; and {len(said['why']) - gate.MOST_NAMED} more" if len(said["why"]) > gate.MOST_NAMED else ""
     console.print(Text.assemble((state.value, STYLES[state]), f"{when}: {why}{more}"), soft_wrap=True)
+    if state is gate.State.UNVALIDATED:
+        console.print("`w4afp8 validate DIR --against SOURCE` proves it", soft_wrap=True)
     if said["undated"] and state is gate.State.PROVEN:
         count = f"{said['undated']:,} files have" if said["undated"] > 1 else "1 file has"
         console.print(f"{count} another date than the proof: `w4afp8 push` compares every byte", soft_wrap=True)

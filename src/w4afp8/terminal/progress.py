@@ -68,7 +68,7 @@ class RunProgress:
             parts.append(f"tokens/expert min {event['tokens_min']} med {event['tokens_median']}  ")
             parts.append("norm folded  " if event["fold"] else "")
         else:
-            parts.append("copied  ")
+            parts.append("written  ")
         left = self._units - self._finished
         eta = f"  eta {clock(self._worked / self._finished * left)}" if left and "error" in event else ""
         return "".join(parts) + f"{event['seconds']:.1f} s{eta}"

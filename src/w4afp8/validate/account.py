@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from w4afp8 import families
-from w4afp8.checkpoint.lineage import Lineage, bare
+from w4afp8.checkpoint.lineage import Lineage, bare, read_lineage
 from w4afp8.checkpoint.reader import CONFIG, CheckpointReader
+from w4afp8.errors import W4AFP8Error
 from w4afp8.families._inventory import format_of_experts
 from w4afp8.formats._target import CheckpointFormat
 from w4afp8.validate import gate
-from w4afp8.validate.config import NOT_COPIED, OWN_FOLDER, WEIGHT_FILES, check_config
+from w4afp8.validate.config import NOT_COPIED, OWN_FOLDER, RECORD, WEIGHT_FILES, check_config, read_record
 from w4afp8.validate.findings import Check
 from w4afp8.validate.seal import Seal, digest
 
 CHANGED_KEYS = ("quantization_config", "expert_dtype")  # of config.json, by a conversion
+COUNTED = ("bits_per_weight", "tensors_by_role")  # of record.json, anew by a conversion
 THEN = "the file changed after the conversion: convert again, or fetch it again"
 
 
@@ -27,8 +29,12 @@ def check_settings(
     check = check_config(config, target, source, sixteen=sixteen, changed=CHANGED_KEYS)
     says = families.of(config).says_expert_dtype
     wanted = {"expert_dtype": target.expert_dtype if says else None}
-    if not target.config_for(config, sixteen):
+    found, engines = config.get("quantization_config"), target.config_for(config, sixteen)
+    if not engines:
         wanted["quantization_config"] = None  # an explicit null crashes some loaders, another format misleads all
+    for key, said in sorted(found.items()) if isinstance(found, dict) else ():
+        if key not in engines:
+            check.blame(f"{CONFIG} quantization_config.{key}", repr(said), "no such field", "convert again")
     for key, value in wanted.items():
         check.examined += 1
         if config.get(key) != value or (value is None and key in config):
@@ -45,6 +51,19 @@ def check_files(folder: Path, lineage: Lineage, check: Check) -> None:
         if found != expected:
             told = f"SHA-256 {found[:12]}..." if found else "no such file"
             check.blame(name, told, f"{expected[:12]}... as the conversion wrote", THEN)
+
+
+def check_record(folder: Path, lineage: Lineage, source: Path | None, check: Check) -> None:
+    """record.json, from which the card and the report are written: the source's, but for what stands here now."""
+    record = read_record(folder)
+    wanted: dict[str, Any] = {"format": lineage.after, "digests": dict(lineage.digests)}
+    if source is not None and (source / RECORD).is_file():
+        theirs = read_record(source)
+        wanted |= {key: theirs.get(key) for key in {*record, *theirs} - {*wanted, *COUNTED}}
+    for key, value in sorted(wanted.items()):
+        check.examined += 1
+        if record.get(key) != value:
+            check.blame(f"{RECORD} {key}", "another account", "that of these tensors, and the source's", THEN)
 
 
 def check_source(reader: CheckpointReader, lineage: Lineage) -> Check:
@@ -78,6 +97,15 @@ def check_source(reader: CheckpointReader, lineage: Lineage) -> Check:
     return check
 
 
+def is_source(folder: Path, converted: Path) -> bool:
+    """Whether `folder` is what `converted` was made from, by headers and config: a name alone may be another's."""
+    try:
+        with CheckpointReader(folder) as reader:
+            return not check_source(reader, read_lineage(converted)).failed
+    except W4AFP8Error:
+        return False
+
+
 def format_of(reader: CheckpointReader) -> str:
     """What the experts of a checkpoint stand in.  Raises: CheckpointError, FormatError when nothing reads them."""
     family = families.of(reader.config)
@@ -98,13 +126,14 @@ def source_proof(folder: Path | None = None) -> Check:
         check.examined += 1
         found = gate.state(folder) if (folder / OWN_FOLDER).is_dir() else None
         if found is not None and found.state is not gate.State.PROVEN:
-            check.skip(f"{folder.name} is {found}; validate it beside its own source first, then this again")
+            check.skip(
+                f"{folder.name}, which was converted, is {found}; validate it beside its own source, then this again"
+            )
     return check
 
 
-def check_copies(folder: Path, proof: Seal) -> Check:
+def check_copies(folder: Path, proof: Seal, check: Check) -> None:
     """The side files beside those that the source was proven with, where the source is not at hand."""
-    check = Check("side files", "tokenizer, generation settings and the rest are the source's")
     for name, seal in proof.files.items():
         own = name.startswith(f"{OWN_FOLDER}/") or name in NOT_COPIED
         if own or WEIGHT_FILES.search(name):
@@ -113,4 +142,3 @@ def check_copies(folder: Path, proof: Seal) -> Check:
         path = folder / name
         if not path.is_file() or digest(path) != seal.sha256:
             check.blame(name, "other bytes" if path.is_file() else "no such file", "the source's", THEN)
-    return check

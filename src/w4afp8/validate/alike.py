@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from w4afp8.checkpoint.spec import raw_bytes
 from w4afp8.formats._spec import (
     FINE_GROUP,
     AwareWeight,
@@ -80,19 +81,21 @@ def difference(found: Weight, source: Weight) -> tuple[str, str] | None:
 def _among_int4(found: Weight, source: Weight) -> tuple[str, str] | None:
     for weight in (found, source):
         if isinstance(weight, AwareWeight):
-            said = _made(weight, beside=weight is source)
+            said = _no_factor(weight) if weight is source else made_alone(weight)
             if said:
                 return said
     (mine, my_scale), (theirs, their_scale) = _fine(found), _fine(source)
     return _unequal("codes", mine, theirs) or _unequal("scale", my_scale, their_scale)
 
 
-def _made(weight: AwareWeight, beside: bool) -> tuple[str, str] | None:
-    """What an int4 weight of groups alone does not have, as it must be: no factor on the inputs, ModelOpt's amax."""
-    factor = _unequal("pre_quant_scale", weight.pre_scale_K.float(), torch.ones(len(weight.pre_scale_K)))
-    if factor or beside:
-        return factor
-    return _unequal("weight_scale_2", weight.scale_2, weight.group.scale_NG.amax() / AMAX_SHARE)
+def made_alone(weight: AwareWeight) -> tuple[str, str] | None:
+    """What a weight that had groups alone was given, where it is not what it must be: no input factor, its own amax."""
+    amax = weight.group.scale_NG.amax() / AMAX_SHARE
+    return _no_factor(weight) or _unequal("weight_scale_2", weight.scale_2, amax)
+
+
+def _no_factor(weight: AwareWeight) -> tuple[str, str] | None:
+    return _unequal("pre_quant_scale", weight.pre_scale_K.float(), torch.ones(len(weight.pre_scale_K)))
 
 
 def _fine(weight: Weight) -> tuple[Tensor, Tensor]:
@@ -108,7 +111,7 @@ def _unequal(name: str, found: Tensor, source: Tensor, by_value: bool = False) -
     """Bit for bit, or (`by_value`) number for number."""
     if found.shape != source.shape or (found.dtype != source.dtype and not by_value):
         return f"{name} of {found.dtype} {list(found.shape)}", f"{source.dtype} {list(source.shape)}"
-    mine, theirs = (found, source) if by_value else (_bits(found), _bits(source))
+    mine, theirs = (found, source) if by_value else (raw_bytes(found), raw_bytes(source))
     if torch.equal(mine, theirs):
         return None
     bad = (mine != theirs).view(*found.shape, -1).any(-1)
@@ -116,10 +119,6 @@ def _unequal(name: str, found: Tensor, source: Tensor, by_value: bool = False) -
         return None
     where = tuple(bad.nonzero()[0].tolist())
     return f"{name} {list(where)} is {_shown(found[where])}", _shown(source[where])
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
 def _shown(value: Tensor) -> str:

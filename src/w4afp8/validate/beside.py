@@ -10,20 +10,19 @@ import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from w4afp8.checkpoint import atomic
 from w4afp8.checkpoint.header import render_header
 from w4afp8.checkpoint.lineage import CONVERSION, Source
 from w4afp8.checkpoint.reader import CONFIG, CheckpointReader
-from w4afp8.checkpoint.spec import DTYPES, TensorSpec
+from w4afp8.checkpoint.spec import DTYPES, TensorSpec, raw_bytes
 from w4afp8.errors import W4AFP8Error
 from w4afp8.families._inventory import Item
 from w4afp8.formats import _conversion, _rows
 from w4afp8.formats._move import move
-from w4afp8.formats._spec import Weight
-from w4afp8.validate.alike import difference
+from w4afp8.formats._spec import AwareWeight, Weight
+from w4afp8.validate.alike import difference, made_alone
 from w4afp8.validate.findings import Check
 from w4afp8.validate.matrices import Checkpoint, Held, Shelf, form_of, is_as_it_was
 from w4afp8.validate.seal import FileSeal, Seal
@@ -171,6 +170,9 @@ class LedBack:
             return
         expected = held.item.expected
         key = (expected.name, held.index)
+        said = made_alone(weight) if isinstance(weight, AwareWeight) else None
+        if said and form_of(held.item).form is not AwareWeight:
+            self.numbers.blame(name, *said, AGAIN)
         together = self._waiting.setdefault(key, {})
         together[held.share] = weight
         if len(together) < (len(expected.holds) or 1):
@@ -189,8 +191,8 @@ class LedBack:
         parts = form.pack(joined)
         for part, spec in zip(form.parts, held.item.tensors, strict=True):
             own = self._digests.setdefault(spec.name, hashlib.sha256())
-            tensor = parts[part.suffix].to(DTYPES[spec.dtype]).contiguous()
-            own.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            tensor = parts[part.suffix].to(DTYPES[spec.dtype])
+            own.update(raw_bytes(tensor).numpy().data)
             self._parts[spec.name] = self._parts.get(spec.name, 0) + 1
             if self._parts[spec.name] == (expected.stack or 1):
                 self._compare(spec.name, own.hexdigest(), self.numbers)
@@ -208,18 +210,21 @@ class LedBack:
         rule = self.checkpoint.format.input_scale
         self.scales.examined += len(scales)
         named = {rule.tensor_name(*key): value for key, value in scales.items() if key[1] in rule.names}
+        proven_with = self._proof.files.get(rule.file, NO_FILE).sha256  # whatever the record says that it kept
         if rule.indexed and not rule.within:
             for name in named.keys() & self._source.tensors.keys():
                 raw = _as(self._source.tensors[name], named[name])
                 self._compare(name, hashlib.sha256(raw).hexdigest(), self.scales)
-        elif self._source.kept and self._rendered(named) != self._proof.files.get(rule.file, NO_FILE).sha256:
+        elif rule.names and not rule.within and self._rendered(named) != proven_with:
             self.scales.blame(rule.file, "other scales", f"those that {self.against} was proven with", AGAIN)
         for name in self._proven:
             self.numbers.blame(name, "nothing that becomes it", f"the tensor of {self.against}", AGAIN)
 
     def _rendered(self, named: Mapping[str, Tensor]) -> str | None:
-        """The digest of the file that would hold these scales."""
+        """The digest of the file that would hold these scales: none of none."""
         specs = list(self._source.kept.values())
+        if not specs and not named:
+            return NO_FILE.sha256
         if any(spec.name not in named for spec in specs):
             return None
         whole = hashlib.sha256(render_header(specs, {"format": "pt"})[0])
@@ -230,4 +235,4 @@ class LedBack:
 
 def _as(spec: TensorSpec, value: Tensor) -> bytes:
     """The bytes of a number in the dtype of `spec`."""
-    return value.to(DTYPES[spec.dtype]).contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return raw_bytes(value.to(DTYPES[spec.dtype])).numpy().tobytes()

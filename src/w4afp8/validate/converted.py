@@ -11,14 +11,13 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from w4afp8 import families, formats
 from w4afp8._version import __version__
 from w4afp8.checkpoint.lineage import CONVERSION, SOURCE_PROOF, Lineage, read_lineage
 from w4afp8.checkpoint.reader import CheckpointReader
-from w4afp8.checkpoint.spec import DTYPES, TensorSpec
-from w4afp8.errors import CheckpointError, W4AFP8Error
+from w4afp8.checkpoint.spec import DTYPES, TensorSpec, raw_bytes
+from w4afp8.errors import CheckpointError, FormatError, W4AFP8Error
 from w4afp8.families._inventory import Item
 from w4afp8.formats._spec import PlainWeight
 from w4afp8.formats._target import CheckpointFormat
@@ -83,9 +82,11 @@ class _Run:
         self, folder: Path, report: ValidationReport, progress: Progress, source: CheckpointReader | None
     ) -> None:
         self.folder, self.report, self.progress, self.source = folder, report, progress, source
-        self.record = Check("record", "conversion.json is as it was written")
+        self.record = Check("record", "conversion.json is as it was written, record.json tells of the same")
         self.digests = Check("digests", "every tensor and file has the bytes that the conversion wrote (SHA-256)")
-        self.values = Check("values", "no NaN and no infinity, and the scales of int4 weights are positive")
+        self.values = Check(
+            "values", "every matrix unpacks, numbers are finite, and the scales of int4 weights positive"
+        )
         self.numbers, self.carried, self.scales = new_checks()
         self.source_check, self.proof = account.new_source_check(), account.source_proof()
         self.changed: set[str] = set()  # items with other bytes than were written
@@ -151,14 +152,14 @@ class _Run:
         settings = account.check_settings(config, target, lineage.source.config, sixteen)
         own = target.side_files(config) if not settings.failed else {}
         shards = sorted({spec.shard for spec in specs.values()})
-        form = written.check_written(self.folder, sorted(own), shards, {"tool": lineage.tool})
+        form = written.check_written(self.folder, sorted(own), shards, {"tool": {"name": written.TOOL}})
         proof = carried_proof(self.folder)
+        sides = configs.check_side_files(
+            self.folder, own, self.source.folder if self.source else None, _own(self.source)
+        )
         if self.source is None and proof is not None:
-            sides = account.check_copies(self.folder, proof)
-        else:
-            sides = configs.check_side_files(
-                self.folder, own, self.source.folder if self.source else None, _own(self.source)
-            )
+            account.check_copies(self.folder, proof, sides)
+        account.check_record(self.folder, lineage, self.source.folder if self.source else None, self.record)
         self.report.checks += [settings, sides, form]
 
     def _read_scales(self, reader: CheckpointReader, here: Checkpoint) -> Scales:
@@ -185,8 +186,13 @@ class _Run:
         if seal is None:
             self._unknown(f"{name} is not here, and had no proof when it was converted; {ask}")
             return None
-        theirs = Checkpoint.of(lineage.source.config, lineage.source.tensors, before)
-        why = no_way_back(here, theirs, seal)
+        try:
+            theirs = Checkpoint.of(lineage.source.config, lineage.source.tensors, before)
+            why = no_way_back(here, theirs, seal)
+        except W4AFP8Error as error:
+            self.record.blame(CONVERSION, f"a source that is none ({error})", "the headers of the source", RECONVERT)
+            self._unknown(f"{CONVERSION} does not say what the source was")
+            return None
         if why is not None:
             self._unknown(f"{name} is not here, and its proof does not tell: {why}; {ask}")
             return None
@@ -247,8 +253,13 @@ class _Run:
         for index in range(item.expected.stack or 1):
             parts = read_parts(reader, Held(item, index))
             for digest, part in zip(own, parts.values(), strict=True):
-                digest.update(_raw(part).numpy().data)
-            for (name, _), weight in zip(names[index * each : (index + 1) * each], shares(item, parts), strict=True):
+                digest.update(raw_bytes(part).numpy().data)
+            try:
+                weights = shares(item, parts)
+            except FormatError as error:
+                self.values.blame(item.expected.stem + error.suffix, str(error), "a matrix of its format", RECONVERT)
+                continue
+            for (name, _), weight in zip(names[index * each : (index + 1) * each], weights, strict=True):
                 self.values.examined += 1
                 said = unsound(weight)
                 if said:
@@ -274,7 +285,3 @@ def _own(source: CheckpointReader | None) -> list[str]:
     own = source.folder / configs.OWN_FOLDER
     names = (path.relative_to(source.folder).as_posix() for path in own.rglob("*")) if own.is_dir() else ()
     return [name for name in names if name != configs.RECIPE]
-
-
-def _raw(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().reshape(-1).view(torch.uint8)

@@ -118,7 +118,7 @@ def glance(folder: Path) -> tuple[Gate, int]:
 def _judge(folder: Path, compare: Callable[[Seal], Iterator[str]]) -> Gate:
     path = folder / VALIDATION
     if not path.is_file():
-        return Gate(State.UNVALIDATED, (f"no {VALIDATION}; run `w4afp8 validate DIR --against SOURCE`",), {})
+        return Gate(State.UNVALIDATED, (f"no {VALIDATION}",), {})
     try:
         content = read_json(path)
         if content.pop(CHECKSUM, None) != checksum(content):
@@ -137,17 +137,11 @@ def _judge(folder: Path, compare: Callable[[Seal], Iterator[str]]) -> Gate:
     return Gate(State.PROVEN, (str(why),), seal.files, at)
 
 
-def proof_of(folder: Path) -> tuple[Mapping[str, str], str | None]:
-    """The digests of the tensors that the verdict kept in `folder` proves, or why it proves none.
+def proof_in(path: Path) -> tuple[Seal | None, str | None]:
+    """What the verdict in a file is about, and why it proves nothing, if it does not.
 
     The bytes themselves may stand elsewhere; who asks compares them.
     """
-    seal, why = proof_in(folder / VALIDATION)
-    return (seal.tensors if seal else {}), why
-
-
-def proof_in(path: Path) -> tuple[Seal | None, str | None]:
-    """What the verdict in a file is about, and why it proves nothing, if it does not."""
     if not path.is_file():
         return None, f"no {VALIDATION}"
     try:

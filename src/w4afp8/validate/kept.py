@@ -6,22 +6,16 @@ checkpoint came from in a file outside the index, for the way back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
-from w4afp8.checkpoint.header import read_header
 from w4afp8.checkpoint.reader import CheckpointReader
-from w4afp8.checkpoint.spec import DTYPES
 from w4afp8.errors import W4AFP8Error
-from w4afp8.families._inventory import is_number
 from w4afp8.formats._target import CheckpointFormat
 from w4afp8.validate.findings import Check
 from w4afp8.validate.sides import Side
+from w4afp8.validate.statics import read_kept
 from w4afp8.validate.structure import REMAKE, scale_names
-
-Scale = tuple[str, float]
 
 
 def path_of(folder: Path, target: CheckpointFormat) -> Path | None:
@@ -45,20 +39,10 @@ def read_scales(reader: CheckpointReader, output: Side, target: CheckpointFormat
         check.idle = "activations are scaled when they are seen, and no static scales were kept"
         return {}
     try:
-        found = dict(_read(path))
+        found = {name: float(value.float()) for name, value in read_kept(path).items()}
     except W4AFP8Error as error:
         check.blame(rule.file, str(error), "the activation scales that convert kept", REMAKE)
         return {}
     for name in sorted(set(wanted) ^ set(found)):
         check.blame(name, "it" if name in found else "nothing", f"every expert's scales in {rule.file}", REMAKE)
     return found
-
-
-def _read(path: Path) -> Iterator[Scale]:
-    with path.open("rb") as file:
-        for spec in read_header(path)[0]:
-            if not is_number(spec):
-                raise W4AFP8Error(f"{spec}: expected F32 [1]")
-            file.seek(spec.begin)
-            raw = torch.frombuffer(bytearray(file.read(spec.span_bytes)), dtype=torch.uint8)
-            yield spec.name, float(raw.view(DTYPES[spec.dtype]).float())

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from w4afp8.checkpoint import atomic
 from w4afp8.checkpoint.header import read_header, render_header
 from w4afp8.checkpoint.reader import CONFIG, INDEX, refuse_link_out
-from w4afp8.checkpoint.spec import TensorSpec
+from w4afp8.checkpoint.spec import TensorSpec, raw_bytes
 from w4afp8.errors import W4AFP8Error
 from w4afp8.layouts import _derived, _record, _written
 from w4afp8.layouts._directory import LaidOut
@@ -20,10 +19,12 @@ from w4afp8.layouts._record import Record
 from w4afp8.layouts._spec import STACKS
 from w4afp8.layouts._split import folder_of
 from w4afp8.layouts._stack import Matrix
+from w4afp8.numerics.alike import same_bytes
 from w4afp8.validate import gate, seal
 from w4afp8.validate.findings import Check, Progress
 from w4afp8.validate.restored import Restored
 
+VALIDATE_FIRST = "validate the canonical checkpoint, then convert it again"
 THEN = "the directory changed after it was written: convert the canonical checkpoint again, or fetch it again"
 
 
@@ -185,7 +186,7 @@ class LayoutChecks:
         """The verdict that was kept with the canonical bytes, or stands in the canonical directory now."""
         self.proven.examined += 1
         place = against or laid.folder / _record.FILES
-        tensors, why = gate.proof_of(place)
+        proof, why = gate.proof_in(place / seal.VALIDATION)
         if against is not None:
             shards = {n: against / n for n in laid.record.shards if (against / n).is_file()}
             digests = {name: found.sha256 for name, (found, _) in seal.seal_files(shards)}
@@ -195,11 +196,16 @@ class LayoutChecks:
                     "give --against the directory that was converted",
                 )  # fmt: skip
                 return
-        if why is not None:
+        if why is not None or proof is None:
             self.proven.skip(f"{why}; validate the canonical checkpoint, then convert it, or give it as --against")
-        elif dict(tensors) != laid.record.tensors:
-            self.proven.blame("validation.json", "a verdict about other tensors", "one about these",
-                              "validate the canonical checkpoint, then convert it again")  # fmt: skip
+            return
+        if dict(proof.tensors) != laid.record.tensors:
+            self.proven.blame(seal.VALIDATION, "a verdict about other tensors", "one about these", VALIDATE_FIRST)
+        for name in sorted(laid.record.files.keys() - set(seal.ABOUT)):
+            said = proof.files.get(name)
+            if said is None or said.sha256 != laid.record.files[name]["sha256"]:
+                found = "a verdict about other bytes" if said else "a verdict that knows no such file"
+                self.proven.blame(name, found, "one about these", VALIDATE_FIRST)
 
 
 def _stack_specs(laid: LaidOut, layer: Layer) -> Iterator[TensorSpec]:
@@ -207,13 +213,11 @@ def _stack_specs(laid: LaidOut, layer: Layer) -> Iterator[TensorSpec]:
     yield from _derived.specs(laid.stacker, layer, laid.scaled)
 
 
-def _raw(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
-
-
 def _first_difference(one: Tensor, other: Tensor) -> int | None:
     """The first byte that differs, or None."""
-    mine, theirs = _raw(one), _raw(other)
+    if same_bytes(one, other):
+        return None
+    mine, theirs = raw_bytes(one), raw_bytes(other)
     if mine.shape != theirs.shape:
         return 0
     bad = (mine != theirs).nonzero()

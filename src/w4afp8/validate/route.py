@@ -55,6 +55,10 @@ def _was_converted(folder: Path, against: Path) -> bool:
     """Whether the experts of `against` stand in the format that the conversion began with."""
     try:
         with CheckpointReader(against) as reader:
-            return account.format_of(reader) == read_lineage(folder).before
+            found = account.format_of(reader)
     except W4AFP8Error:
         return False
+    try:
+        return found == read_lineage(folder).before
+    except W4AFP8Error:  # damaged: the proof of a conversion says so, and 4 bits are not what one quantizes
+        return found in formats.names() and formats.get(found).bits == 4

@@ -116,7 +116,7 @@ class _Validation:
                 values.run(reader, inventory, output, self.progress)
                 self.report.checks += values.all
                 self.report.histograms = values.histograms
-                self._compare(output)
+                self._compare(output, values.unreadable)
         self.report.seconds = round(time.monotonic() - began, 3)
         return self.report
 
@@ -153,7 +153,8 @@ class _Validation:
         except W4AFP8Error as error:
             return structure.tensors_check().skip("config.json says nothing usable"), {}, str(error)
 
-    def _compare(self, output: Side) -> None:
+    def _compare(self, output: Side, unreadable: set[str]) -> None:
+        """Every expert but those of which a matrix is `unreadable`, which is said already."""
         experts = ExpertChecks(self.record.get("method"))
         gemm = GemmChecks(self.target)
         if self.source is None:
@@ -166,18 +167,22 @@ class _Validation:
         layers = [layer for layer in range(output.d.all_layers) if output.d.is_moe(layer)]
         for done, layer in enumerate(layers):
             self.progress("experts", done, len(layers))
-            self._layer(output, layer, recorded, experts, gemm)
+            chosen = [
+                expert for expert in chosen_experts(output.d.experts, self.sample)
+                if unreadable.isdisjoint(output.expert_names(layer, expert).values())
+            ]  # fmt: skip
+            self._layer(output, layer, chosen, recorded, experts, gemm)
         self.progress("experts", len(layers), len(layers))
         if self.target.input_scale.indexed and not any(layer.inputs == "recorded" for layer in self.report.layers):
             gemm.static.skip("the directory holds no recorded inputs")
 
     def _layer(
-        self, output: Side, layer: int, recorded: RecordedInputs, experts: ExpertChecks, gemm: GemmChecks
-    ) -> None:
+        self, output: Side, layer: int, chosen: list[int], recorded: RecordedInputs, experts: ExpertChecks,
+        gemm: GemmChecks,
+    ) -> None:  # fmt: skip
         d, source = output.d, self.source
         inputs = recorded.layer(layer, d).to(self.device)
         numbers = LayerNumbers(layer, d.is_mtp(layer), "recorded" if inputs.recorded else "synthetic")
-        chosen = chosen_experts(d.experts, self.sample)
         fold_H = torch.ones(d.hidden, device=self.device) if source is None else norm_fold(source, output, layer)
         if source is not None:
             numbers.routing_moved = routing_moved(source, output, layer, inputs, fold_H, self.report.check("folds"))

@@ -26,6 +26,7 @@ ABOUT = (
     f"{OWN_FOLDER}/evaluation.json",
 )  # fmt: skip
 CHUNK_BYTES = 8 << 20
+WORTH_A_THREAD = 1 << 18  # bytes from which on a file's digest and its tensor's are taken side by side
 READERS = 4  # hashing leaves the interpreter's lock, and is slower than a disk
 TENSORS = ".safetensors"
 
@@ -109,15 +110,20 @@ def seal_file(path: Path) -> tuple[FileSeal, dict[str, str]]:
             specs = []
     whole = hashlib.sha256()
     tensors: dict[str, str] = {}
-    with path.open("rb") as file:
+    with path.open("rb") as file, ThreadPoolExecutor(1) as beside:
         header_bytes = specs[0].begin if specs else 0
         for chunk in _chunks(file.read, header_bytes):
             whole.update(chunk)
         for spec in specs:
             own = hashlib.sha256()
             for chunk in _chunks(file.read, spec.span_bytes):
+                if len(chunk) < WORTH_A_THREAD:
+                    whole.update(chunk)
+                    own.update(chunk)
+                    continue
+                at_work = beside.submit(own.update, chunk)
                 whole.update(chunk)
-                own.update(chunk)
+                at_work.result()
             tensors[spec.name] = own.hexdigest()
         for chunk in iter(lambda: file.read(CHUNK_BYTES), b""):
             whole.update(chunk)

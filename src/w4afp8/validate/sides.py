@@ -12,8 +12,7 @@ from torch import Tensor
 
 from w4afp8 import families
 from w4afp8.checkpoint.header import read_header
-from w4afp8.checkpoint.reader import CheckpointReader
-from w4afp8.checkpoint.spec import DTYPES
+from w4afp8.checkpoint.reader import CheckpointReader, read_tensor
 from w4afp8.errors import CheckpointError
 from w4afp8.families._inventory import Item, take_inventory
 from w4afp8.families._spec import PROJECTIONS, Dimensions, Family, Sizes
@@ -112,7 +111,9 @@ class RecordedInputs:
         prefix = f"layers.{layer}."
         if f"{prefix}x" in self._specs:
             self._require_sound(prefix, d)
-            x, experts, weights = (self._read(f"{prefix}{part}") for part in ("x", "experts", "weights"))
+            x, experts, weights = (
+                read_tensor(self._path, self._specs[f"{prefix}{part}"]) for part in ("x", "experts", "weights")
+            )
             found = Inputs(x.float(), experts.long(), weights.float(), True)
             if not bool(((found.experts >= 0) & (found.experts < d.experts)).all()):
                 raise CheckpointError(f"{self._path.name}: {prefix}experts names experts beyond 0..{d.experts - 1}")
@@ -140,13 +141,6 @@ class RecordedInputs:
                     f"{self._path.name}: {prefix}{part} is {found}, expected {list(shape)} "
                     f"{'whole numbers' if part == 'experts' else 'numbers'}; remove the file, or restore it"
                 )
-
-    def _read(self, name: str) -> Tensor:
-        spec = self._specs[name]
-        with self._path.open("rb") as file:
-            file.seek(spec.begin)
-            raw = torch.frombuffer(bytearray(file.read(spec.span_bytes)), dtype=torch.uint8)
-        return raw.view(DTYPES[spec.dtype]).view(spec.shape)
 
 
 def norm_fold(source: Side, output: Side, layer: int) -> Tensor:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from w4afp8.checkpoint.header import read_header
-from w4afp8.checkpoint.reader import CheckpointReader
-from w4afp8.checkpoint.spec import DTYPES
-from w4afp8.errors import CheckpointError
+from w4afp8.checkpoint.reader import CheckpointReader, read_tensor
+from w4afp8.errors import CheckpointError, raise_all
 from w4afp8.families._inventory import is_number
 from w4afp8.families._spec import PROJECTIONS
 from w4afp8.validate.findings import Check
@@ -26,7 +24,7 @@ def read_statics(reader: CheckpointReader, checkpoint: Checkpoint) -> Scales:
     rule = checkpoint.format.input_scale
     if not rule.names:
         return {}
-    kept = {} if rule.indexed or rule.within else _kept(reader.folder / rule.file)
+    kept = {} if rule.indexed or rule.within else read_kept(reader.folder / rule.file)
     found: dict[tuple[str, str], Tensor] = {}
     sizes, family = checkpoint.sizes, checkpoint.family
     for layer in filter(sizes.is_moe, range(sizes.all_layers)):
@@ -51,15 +49,11 @@ def check_positive(scales: Scales, check: Check) -> None:
             check.blame(f"{stem}.{projection}.input_scale", f"{seen:g}", "a positive number", "convert again")
 
 
-def _kept(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        return {}
-    found = {}
-    with path.open("rb") as file:
-        for spec in read_header(path)[0]:
-            if not is_number(spec):
-                raise CheckpointError(f"{spec}: expected F32 [1]")
-            file.seek(spec.begin)
-            raw = torch.frombuffer(bytearray(file.read(spec.span_bytes)), dtype=torch.uint8)
-            found[spec.name] = raw.view(DTYPES[spec.dtype]).view(spec.shape)
-    return found
+def read_kept(path: Path) -> dict[str, Tensor]:
+    """The scales that `convert` keeps in a file outside the index, by name; none where there is no file.
+
+    Raises: CheckpointError for a file that holds something else.
+    """
+    specs = read_header(path)[0] if path.is_file() else []
+    raise_all([f"{spec}: expected F32 [1]" for spec in specs if not is_number(spec)], CheckpointError, path.name)
+    return {spec.name: read_tensor(path, spec) for spec in specs}

@@ -21,7 +21,7 @@ from w4afp8.validate.findings import Check
 
 REMAKE = "copy it again, or quantize into a new directory"
 LINEAR = (Role.ATTENTION, Role.DENSE_MLP, Role.SHARED_EXPERT)
-RESUME = "the directory is unfinished: run the same quantize command again, it resumes at the last finished layer"
+RESUME = "the directory is unfinished: run the command that writes it again, it goes on after the last finished layer"
 
 
 def check_finished(folder: Path) -> Check:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from w4afp8.checkpoint.reader import CheckpointReader
-from w4afp8.checkpoint.spec import DTYPES, TensorSpec
+from w4afp8.checkpoint.spec import DTYPES, TensorSpec, raw_bytes
+from w4afp8.errors import FormatError
 from w4afp8.families._inventory import Item
 from w4afp8.families._spec import Role
 from w4afp8.formats._spec import GroupWeight, MicroWeight
@@ -40,11 +41,12 @@ class ValueChecks:
         self.digests = Check("digests", "every tensor has the bytes that the run wrote (SHA-256)")
         if not self.written:
             self.digests.skip("the directory's record holds no digests")
-        self.finite = Check("finite", "no NaN and no infinity in any tensor")
+        self.finite = Check("finite", "every tensor can be read, and holds no NaN and no infinity")
         self.scales = Check("scales", "group scales are positive, finite, no placeholders, and stay so as bfloat16")
         self.codes = Check("codes", "codes use their range and are spread as rounded weights are")
         self.input_scales = Check("input scales", "activation scales are positive, no placeholders, w1 equal to w3")
         self.histograms = Histograms()
+        self.unreadable: set[str] = set()  # matrices of experts whose tensors contradict each other
 
     @property
     def all(self) -> list[Check]:
@@ -85,9 +87,14 @@ class ValueChecks:
         stem = item.expected.stem
         parts = {spec.name.removeprefix(stem): reader.read(spec.name) for spec in item.tensors}
         for spec in item.tensors:
-            data = parts[spec.name.removeprefix(stem)].reshape(-1).view(torch.uint8)
+            data = raw_bytes(parts[spec.name.removeprefix(stem)])
             self._compare_digest(spec.name, hashlib.sha256(data.numpy().data).hexdigest())
-        weight = item.format.unpack({suffix: part.to(self.device) for suffix, part in parts.items()})
+        try:
+            weight = item.format.unpack({suffix: part.to(self.device) for suffix, part in parts.items()})
+        except FormatError as error:
+            self.finite.blame(stem + error.suffix, str(error), f"a matrix in {item.format.name}", REQUANTIZE)
+            self.unreadable.add(item.expected.name)
+            return
         if isinstance(weight, MicroWeight):
             if self._are_exponents(item.tensors[1].name, weight.exponent_NG):
                 self._group_scales(item.tensors[1].name, weight.doubled().scale_NG)
