@@ -44,14 +44,14 @@ NEAR, MOST = 1.4, 6  # of the cheapest by the cost model; so many rows of either
 LOOK_REPLAYS = 4
 
 
-def likely(gemm: Gemm, rows: int) -> list[Schedule]:
-    """The schedules worth a look for so many rows of x, those with and those without clusters."""
+def likely(gemm: Gemm, rows: int, clusters: Sequence[int] = (1, 2)) -> list[Schedule]:
+    """The schedules worth a look for so many rows of x, those of one block and those of a cluster of two."""
     problem = Problem(rows, gemm.experts, gemm.rows, gemm.cols)
     runs = [row for row in schedules.ROWS if not row.refusals(problem)]
     least = min(schedules.cost_us(problem, row) for row in runs)
     measured = tuned.lookup(gemm.experts, gemm.rows, gemm.cols, rows)
     found = []
-    for cluster in (1, 2):
+    for cluster in clusters:
         kind = sorted((r for r in runs if r.cluster == cluster), key=lambda r: schedules.cost_us(problem, r))
         near = [r for r in kind if schedules.cost_us(problem, r) <= NEAR * least][:MOST]
         found += near + [r for r in kind if (r.kernel, r.split_groups) == measured and r not in near]
@@ -162,13 +162,18 @@ def fastest(looks: dict[str, float], cluster: bool) -> str | None:
 
 
 def measure(
-    workers: Sequence[Worker], name: str, tokens: int, machine: Machine, peer: str | None
+    workers: Sequence[Worker],
+    name: str,
+    tokens: int,
+    machine: Machine,
+    peer: str | None,
+    clusters: Sequence[int] = (1, 2),
 ) -> Iterator[tuple[str, Cell, dict[str, Any]]]:
     """One cell of every build: (build, the cell, what stands beside)."""
     for worker in workers:
         worker.send("cell", name, tokens)
     (about, *_) = [worker.answer() for worker in workers]
-    rows = [spelled(row) for row in likely(GEMMS[name], round(about["rows"]))]
+    rows = [spelled(row) for row in likely(GEMMS[name], round(about["rows"]), clusters)]
     looks = {worker.name: worker.ask("look", rows) for worker in workers}
     chosen = {w.name: [fastest(looks[w.name]["right"], kind) for kind in (False, True)] for w in workers}
     times: dict[tuple[str, str], list[tuple[float, float]]] = {}
@@ -215,6 +220,7 @@ def main() -> None:
     parser.add_argument("--build", action="append", default=[], metavar="NAME=LIBRARY")
     parser.add_argument("--cells", nargs="+", default=[], metavar="GEMM:TOKENS,...")
     parser.add_argument("--peer")
+    parser.add_argument("--no-clusters", action="store_true", help="leave out the kernels that run as pairs of blocks")
     parser.add_argument("--out", type=Path, default=Path("builds.jsonl"))
     parser.add_argument("--limit-s", type=float, default=230.0)
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
@@ -226,6 +232,7 @@ def main() -> None:
     begin = time.monotonic()
     lines = options.out.read_text().splitlines() if options.out.is_file() else []
     done = {(r["shape"], r["tokens"]) for r in map(json.loads, lines) if r["record"] == "gemm"}
+    clusters = (1,) if options.no_clusters else (1, 2)
     wanted = [cell for cell in parse_cells(options.cells) if cell not in done]
     workers = [Worker.start(*word.split("=", 1)) for word in options.build]
     said = workers[0].ask("machine")
@@ -236,7 +243,7 @@ def main() -> None:
         if time.monotonic() - begin > options.limit_s:
             print(f"not begun, {len(wanted) - number} cells from {name}:{tokens} on; call again with the same --out")
             break
-        for who, cell, beside in measure(workers, name, tokens, machine, options.peer):
+        for who, cell, beside in measure(workers, name, tokens, machine, options.peer, clusters):
             cells.append(options.out, json.dumps({**json.loads(cells.cell_line(cell, about)), "build": who, **beside}))
             words = [f"{name:20} {tokens:5} {who:8} x{cell.x_floor:.3f}"]
             words += [f"{beside[k]} {beside[k + '_us']:9.2f}" for k in ("plain", "cluster") if beside[k]]

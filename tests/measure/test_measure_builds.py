@@ -68,6 +68,7 @@ def test_every_cell_has_likely_rows_of_both_kinds(script: dict[str, Any]) -> Non
             assert {r.cluster for r in likely} == {1, 2} or rows < 48 * gemm.experts
             problem = schedules.Problem(rows, gemm.experts, gemm.rows, gemm.cols)
             assert schedules.choose(problem) in likely
+            assert script["likely"](gemm, rows, (1,)) == [r for r in likely if r.cluster == 1]
 
 
 def test_cells_are_named(script: dict[str, Any]) -> None:
