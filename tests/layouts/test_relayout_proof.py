@@ -110,8 +110,8 @@ def test_inside_a_checkpoint_no_further_words_are_needed(
 @pytest.mark.parametrize(
     "words, says",
     [
-        ((), "give either --format or --layout"),
-        (("--format", "compressed_tensors_w4a8", "--layout", "sm90"), "give either --format or --layout"),
+        ((), "give either --format (bf16, "),
+        (("--format", "compressed_tensors_w4a8", "--layout", "sm90"), "give either --format (bf16, "),
         (("--format", "compressed_tensors_w4a8", "--tp", "2"), "belong to a --layout"),
         (("--layout", "canonical", "--ep", "2"), "belong to a --layout"),
         (("--layout", "canonical", "--shard-gb", "2"), "the shards that there were"),

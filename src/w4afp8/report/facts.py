@@ -184,8 +184,8 @@ def plain(said: Said) -> Json:
 def _read(path: Path) -> Any:
     """A saved report; an unreadable one counts as absent, because it can be made again."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        return json.loads(path.read_text()) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -196,13 +196,13 @@ def _tolerance(path: Path) -> float:
 
 
 def _events(path: Path) -> list[Json]:
-    if not path.exists():
+    if not path.is_file():
         return []
     found: list[Json] = []
     for text in path.read_text(errors="replace").splitlines():
         try:
             event = json.loads(text)
-        except ValueError:  # a line cut short by a crash; the rest still tells
+        except (ValueError, RecursionError):  # a line cut short by a crash; the rest still tells
             continue
         if isinstance(event, dict):
             found.append(event)
