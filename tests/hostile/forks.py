@@ -40,8 +40,10 @@ class Forks:
 
 @contextmanager
 def forks() -> Iterator[Forks]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # stacks of many threads count as memory too
+    command = [sys.executable, __file__]
     with subprocess.Popen(
-        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as serving:
         assert serving.stdin and serving.stdout
         yield Forks(serving.stdin, serving.stdout)

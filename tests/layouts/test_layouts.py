@@ -19,7 +19,7 @@ from w4afp8.layouts._scales import FarScales, search
 from w4afp8.layouts._spec import FORMS, STACKS
 from w4afp8.layouts._split import Sizes, Split, folder_of
 from w4afp8.layouts._stack import Matrix, Stacker, make
-from w4afp8.numerics.alike import same_bytes
+from w4afp8.numerics.bytewise import same_bytes
 
 GROUP = {"int4": 128, "mxfp4": 32}
 HELD = [(n, f) for n in layouts.names() for f in FORMS.values() if not isinstance(layouts.get(n).holdings(f), str)]

@@ -16,7 +16,6 @@ from w4afp8.checkpoint.spec import raw_bytes
 from w4afp8.errors import FormatError
 from w4afp8.formats._move import move
 from w4afp8.formats._spec import (
-    FINE_GROUP,
     AwareWeight,
     BlockWeight,
     FineWeight,
@@ -25,8 +24,9 @@ from w4afp8.formats._spec import (
     PlainWeight,
     Weight,
     WeightFormat,
+    in_fine_groups,
 )
-from w4afp8.numerics.alike import same_bytes
+from w4afp8.numerics.bytewise import same_bytes
 
 ROUNDS = "the target cannot hold these numbers; this is quantizing, not converting: use w4afp8 quantize"
 BLOCKS = "one scale per row and group does not become one per 128 x 128 block without rounding the codes again"
@@ -136,9 +136,7 @@ def _int4(weight: Weight) -> tuple[Tensor, Tensor] | None:
     """The bytes of codes in groups of 32 and their scales, of forms that are no more than these."""
     if isinstance(weight, AwareWeight):
         return _int4(weight.group) if bool((weight.pre_scale_K == 1).all()) else None
-    if isinstance(weight, GroupWeight):
-        return weight.bytes_NJ, weight.scale_NG.repeat_interleave(weight.group_k // FINE_GROUP, -1)
-    return (weight.bytes_NJ, weight.scale_NG) if isinstance(weight, FineWeight) else None
+    return in_fine_groups(weight) if isinstance(weight, GroupWeight | FineWeight) else None
 
 
 def first_difference(one: Weight, other: Weight) -> str | None:

@@ -103,6 +103,13 @@ class FineWeight:
         return groups.decode(int4.unpack_low_first(self.bytes_NJ), self.scale_NG, FINE_GROUP)
 
 
+def in_fine_groups(weight: GroupWeight | FineWeight) -> tuple[Tensor, Tensor]:
+    """Bytes of the codes [N, K/2] and a scale for every 32 inputs [N, K/32]: int4 of any groups can be compared so."""
+    if isinstance(weight, FineWeight):
+        return weight.bytes_NJ, weight.scale_NG
+    return weight.bytes_NJ, weight.scale_NG.repeat_interleave(weight.group_k // FINE_GROUP, -1)
+
+
 @dataclass(frozen=True, slots=True)
 class AwareWeight:
     """Int4 groups behind an input scale of their own (AWQ not folded away), with the scalars of an FP8 product."""

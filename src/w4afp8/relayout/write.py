@@ -18,7 +18,7 @@ from w4afp8.layouts._record import Record
 from w4afp8.layouts._spec import STACKS
 from w4afp8.layouts._split import folder_of
 from w4afp8.layouts._stack import Matrix, Stacker, Stored
-from w4afp8.numerics.alike import same_bytes
+from w4afp8.numerics.bytewise import same_bytes
 from w4afp8.relayout.plan import Order, Shards, Unit
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from w4afp8.checkpoint.spec import raw_bytes
 from w4afp8.formats._spec import (
-    FINE_GROUP,
     AwareWeight,
     BlockWeight,
     FineWeight,
@@ -22,8 +21,10 @@ from w4afp8.formats._spec import (
     MicroWeight,
     PlainWeight,
     Weight,
+    in_fine_groups,
 )
 from w4afp8.numerics import e8m0
+from w4afp8.numerics.bytewise import same_bytes
 from w4afp8.validate.values import not_finite
 
 AMAX_SHARE = 64.0  # ModelOpt: amax / 448 of a weight whose largest group scale is amax / 7
@@ -101,19 +102,17 @@ def _no_factor(weight: AwareWeight) -> tuple[str, str] | None:
 def _fine(weight: Weight) -> tuple[Tensor, Tensor]:
     """Bytes, and a scale for every 32 inputs."""
     group = weight.group if isinstance(weight, AwareWeight) else weight
-    if isinstance(group, FineWeight):
-        return group.bytes_NJ, group.scale_NG
-    assert isinstance(group, GroupWeight)
-    return group.bytes_NJ, group.scale_NG.repeat_interleave(group.group_k // FINE_GROUP, -1)
+    assert isinstance(group, GroupWeight | FineWeight)
+    return in_fine_groups(group)
 
 
 def _unequal(name: str, found: Tensor, source: Tensor, by_value: bool = False) -> tuple[str, str] | None:
     """Bit for bit, or (`by_value`) number for number."""
     if found.shape != source.shape or (found.dtype != source.dtype and not by_value):
         return f"{name} of {found.dtype} {list(found.shape)}", f"{source.dtype} {list(source.shape)}"
-    mine, theirs = (found, source) if by_value else (raw_bytes(found), raw_bytes(source))
-    if torch.equal(mine, theirs):
+    if torch.equal(found, source) if by_value else same_bytes(found, source):
         return None
+    mine, theirs = (found, source) if by_value else (raw_bytes(found), raw_bytes(source))
     bad = (mine != theirs).view(*found.shape, -1).any(-1)
     if not bool(bad.any()):
         return None

@@ -19,7 +19,7 @@ from w4afp8.layouts._record import Record
 from w4afp8.layouts._spec import STACKS
 from w4afp8.layouts._split import folder_of
 from w4afp8.layouts._stack import Matrix
-from w4afp8.numerics.alike import same_bytes
+from w4afp8.numerics.bytewise import same_bytes
 from w4afp8.validate import gate, seal
 from w4afp8.validate.findings import Check, Progress
 from w4afp8.validate.restored import Restored
