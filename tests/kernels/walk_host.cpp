@@ -54,7 +54,6 @@ int main(int count, char** words) {
     plan.tiles += divide_up(n[e], max_tokens) * row_tiles;
     plan.tile_end[plan.active++] = plan.tiles;
   }
-  plan_cuts(p, stage_groups, blocks / cluster, plan);
   if (cluster == 1) walk<1>(plan, p, max_tokens, stage_groups, blocks);
   if (cluster == 2) walk<2>(plan, p, max_tokens, stage_groups, blocks);
 }

@@ -37,13 +37,10 @@ struct TokenCounts {
   }
 };
 
-// Experts that have tokens, in order, with the running number of tiles; and what every team's walk begins with.
+// Experts that have tokens, in order, with the running number of tiles.
 struct ExpertPlan {
   int active;
   int tiles;
-  int whole;    // tiles that are not cut along K
-  int units;    // (tile, stage) pairs of the others
-  int workers;  // teams that share those
   int expert[kMaxExperts];
   int first_row[kMaxExperts];
   int rows[kMaxExperts];

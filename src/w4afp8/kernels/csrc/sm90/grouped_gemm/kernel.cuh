@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(C::kThreads, 1) kernel(const __grid_constant__
   const bool waits_late = args.p.offsets == nullptr;
   if (!waits_late) wait_for_previous();
   const int row_tiles = divide_up(args.p.rows, kTileRows * C::kConsumers * C::kCluster);
-  make_plan<C::kThreads>(args.p, row_tiles, C::kMaxTokens, C::kStageGroups, Team<C::kCluster>::count(), smem.plan);
+  make_plan<C::kThreads>(args.p, row_tiles, C::kMaxTokens, smem.plan);
 
   if (warp >= 4 * C::kConsumers) {
     if constexpr (C::kMovesRegisters) ptx::registers_give<C::kLoaderRegisters>();

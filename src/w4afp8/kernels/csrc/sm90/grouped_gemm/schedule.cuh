@@ -37,18 +37,9 @@ __device__ __forceinline__ int offset_at(const Params& p, int e) {
   return static_cast<int>(v < 0 ? 0 : v > p.tokens ? p.tokens : v);  // a lying offset must not leave the arrays
 }
 
-// Which tiles are cut, and how many teams share them.
-__device__ __forceinline__ void plan_cuts(const Params& p, int stage_groups, int teams, ExpertPlan& plan) {
-  const bool cuts = p.split_groups > 0;
-  plan.whole = cuts ? plan.tiles / teams * teams : plan.tiles;
-  const int rest = plan.tiles - plan.whole;
-  plan.units = rest * (p.cols / kTileCols / stage_groups);
-  plan.workers = cuts ? min(teams, max(rest, plan.units * stage_groups / p.split_groups)) : 1;
-}
-
 // All threads of the block; ends with a barrier.
 template <int kThreads>
-__device__ void make_plan(const Params& p, int row_tiles, int max_tokens, int stage_groups, int teams, ExpertPlan& plan) {
+__device__ void make_plan(const Params& p, int row_tiles, int max_tokens, ExpertPlan& plan) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   uint64_t before = 0;
   for (int base = 0; base < p.experts; base += kThreads) {
@@ -81,13 +72,11 @@ __device__ void make_plan(const Params& p, int row_tiles, int max_tokens, int st
   if (threadIdx.x == 0) {
     plan.active = static_cast<int>(before >> 32);
     plan.tiles = static_cast<int>(before);
-    plan_cuts(p, stage_groups, teams, plan);
   }
   __syncthreads();
 }
 
-// One team's walk over its segments; every thread that follows it sees the same ones.  What is the same for all teams it
-// reads in the plan, tile by tile: registers are scarcer.  Along K it counts in stages of
+// One team's walk over its segments; every thread that follows it sees the same ones.  Along K it counts in stages of
 // `stage_groups` scale groups.
 template <int kTeamSize>
 class Walk {
@@ -95,72 +84,79 @@ class Walk {
 
  public:
   __device__ Walk(const ExpertPlan& plan, const Params& p, int max_tokens, int stage_groups)
-      : plan_(plan), p_(p), max_tokens_(max_tokens), stage_groups_(stage_groups), tile_(Own::index()) {
+      : plan_(plan), max_tokens_(max_tokens), stage_groups_(stage_groups),
+        stages_(p.cols / kTileCols / stage_groups), tile_(Own::index()) {
+    const int teams = Own::count();
+    whole_ = p.split_groups > 0 ? plan.tiles / teams * teams : plan.tiles;
+    const int rest = plan.tiles - whole_;
+    units_ = rest * stages_;
+    workers_ = p.split_groups > 0 ? min(teams, max(rest, units_ * stage_groups / p.split_groups)) : 1;
     const int c = Own::index();
-    unit_ = c < plan.workers ? share(c) : plan.units;
-    unit_end_ = c < plan.workers ? share(c + 1) : plan.units;
+    unit_ = c < workers_ ? share(c) : units_;
+    unit_end_ = c < workers_ ? share(c + 1) : units_;
     enter(0);
   }
 
   __device__ bool next(Segment& s) {
     s.first_peer = s.end_peer = 0;
     s.owner = true;
-    if (tile_ < plan_.whole) {
+    if (tile_ < whole_) {
       s.first_group = 0;
-      s.groups = stages() * stage_groups_;
+      s.groups = stages_ * stage_groups_;
       place(tile_, s);
       tile_ += Own::count();
       return true;
     }
     if (unit_ >= unit_end_) return false;
-    const int tile = unit_ / stages();
-    const int first = unit_ - tile * stages();
-    const int count = min(stages() - first, unit_end_ - unit_);
+    const int tile = unit_ / stages_;
+    const int first = unit_ - tile * stages_;
+    const int count = min(stages_ - first, unit_end_ - unit_);
     s.first_group = first * stage_groups_;
     s.groups = count * stage_groups_;
     s.owner = first == 0;
-    if (s.owner && count < stages()) {
+    if (s.owner && count < stages_) {
       s.first_peer = s.end_peer = Own::index() + 1;
-      while (s.end_peer < plan_.workers && share(s.end_peer) < (tile + 1) * stages()) ++s.end_peer;
+      while (s.end_peer < workers_ && share(s.end_peer) < (tile + 1) * stages_) ++s.end_peer;
     }
-    place(plan_.whole + tile, s);
+    place(whole_ + tile, s);
     unit_ += count;
     return true;
   }
 
  private:
-  __device__ int share(int c) const { return static_cast<int>(static_cast<long long>(plan_.units) * c / plan_.workers); }
-
-  __device__ int stages() const { return p_.cols / kTileCols / stage_groups_; }
+  __device__ int share(int c) const { return static_cast<int>(static_cast<long long>(units_) * c / workers_); }
 
   __device__ void enter(int slot) {
     slot_ = slot;
-    const int rows = plan_.rows[slot];
-    runs_ = rows <= max_tokens_ ? 1 : divide_up(rows, max_tokens_);
-    step_ = runs_ == 1 ? rows : divide_up(divide_up(rows, runs_), 8) * 8;
+    tile_begin_ = slot == 0 ? 0 : plan_.tile_end[slot - 1];
+    tile_end_ = plan_.tile_end[slot];
+    rows_ = plan_.rows[slot];
+    runs_ = rows_ <= max_tokens_ ? 1 : divide_up(rows_, max_tokens_);
+    step_ = runs_ == 1 ? rows_ : divide_up(divide_up(rows_, runs_), 8) * 8;
   }
 
   // Tokens of an expert are cut into equal tiles; tiles that share weights are neighbours.
   __device__ void place(int tile, Segment& s) {
-    int slot = slot_;
-    while (tile >= plan_.tile_end[slot]) ++slot;
-    if (slot != slot_) enter(slot);
-    const int local = tile - (slot == 0 ? 0 : plan_.tile_end[slot - 1]);
+    if (tile >= tile_end_) {
+      int slot = slot_ + 1;
+      while (tile >= plan_.tile_end[slot]) ++slot;
+      enter(slot);
+    }
+    const int local = tile - tile_begin_;
     const int row = runs_ == 1 ? local : local / runs_;
     const int run = runs_ == 1 ? 0 : local - row * runs_;
     s.row_tile = row * kTeamSize + Own::rank();
-    s.expert = plan_.expert[slot];
+    s.expert = plan_.expert[slot_];
     s.shared = runs_ > 1;
-    s.first_row = plan_.first_row[slot] + run * step_;
-    s.tokens = min(step_, plan_.rows[slot] - run * step_);
+    s.first_row = plan_.first_row[slot_] + run * step_;
+    s.tokens = min(step_, rows_ - run * step_);
   }
 
   const ExpertPlan& plan_;
-  const Params& p_;
-  const int max_tokens_, stage_groups_;
+  const int max_tokens_, stage_groups_, stages_;
   int tile_;
-  int unit_, unit_end_;  // its share of the tiles that are cut along K
-  int slot_, runs_, step_;  // the expert it stands in
+  int whole_, units_, workers_, unit_, unit_end_;
+  int slot_, tile_begin_, tile_end_, rows_, runs_, step_;  // the expert it stands in
 };
 
 }  // namespace w4afp8::grouped_gemm
