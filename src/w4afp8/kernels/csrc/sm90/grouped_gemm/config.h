@@ -7,7 +7,6 @@ namespace w4afp8::grouped_gemm {
 constexpr int kTileRows = 64;        // output rows of one warpgroup: wgmma's M
 constexpr int kTileCols = 128;       // inputs of one step: one scale group, one 128-byte swizzled row of x
 constexpr int kTileBytes = 4096;     // codes of one tile
-constexpr int kManyTokens = 96;      // from here on a group takes longer to multiply than its weights to arrive
 constexpr int kMostCounts = 3;       // token counts of one kernel
 constexpr int kMaxExperts = 512;     // what the plan in shared memory holds
 constexpr int kSharedLimit = 232448; // of one SM90 block
