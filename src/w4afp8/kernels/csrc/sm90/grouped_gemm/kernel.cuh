@@ -65,15 +65,15 @@ __device__ void produce(const Arguments& args, typename C::Smem& smem) {
   }
 }
 
-// One thread: asks for the first weights, as many as the ring holds, into L2 and no farther.  It may do so while the kernel
-// before still runs, whoever wrote the weights.
+// One thread: asks for the first weights, into L2 and no farther.  It may do so while the kernel before still runs, whoever
+// wrote the weights.
 template <class C>
 __device__ void prefetch_weights(const Arguments& args, const typename C::Smem& smem) {
   Walk<C::kCluster> walk(smem.plan, args.p, C::kMaxTokens, C::kStageGroups);
   Segment s;
   if (!walk.next(s)) return;
   const int first_block = s.row_tile * C::kConsumers;
-  const int end = s.first_group + min(s.groups, C::kStages * C::kStageGroups);
+  const int end = s.first_group + min(s.groups, kEarlyStages * C::kStageGroups);
 #pragma unroll 1
   for (int g = s.first_group; g < end; g += C::kStageGroups) {
     ptx::prefetch_box(&args.codes_map, 0, g * 32, first_block, s.expert);
@@ -111,13 +111,17 @@ __device__ __forceinline__ void consume(const Arguments& args, typename C::Smem&
     const int row = row_block * kTileRows + at.thread / 32 * 16 + at.thread % 32 / 4;
     store_float<kTokens>(p, acc, scale, s.first_row, s.tokens, row);
   } else {
-    store_half<kTokens>(args, acc, scale, s.first_row, s.tokens, row_block, smem.out[at.consumer], 1 + at.consumer,
-                        at.thread);
+    uint8_t* staging = smem.out[at.consumer];
+    if constexpr (C::kStoresByCopy) {
+      store_by_copy<kTokens>(args, acc, scale, s.first_row, s.tokens, row_block, staging, 1 + at.consumer, at.thread);
+    } else {
+      store_by_warps<kTokens>(p, acc, scale, s.first_row, s.tokens, row_block, staging, at.thread);
+    }
   }
 }
 
 template <class C>
-__global__ void __launch_bounds__(C::kThreads, 1) kernel(const __grid_constant__ Arguments args) {
+__global__ void __launch_bounds__(C::kThreads, C::kRoom) kernel(const __grid_constant__ Arguments args) {
   extern __shared__ __align__(1024) uint8_t shared[];
   auto& smem = *reinterpret_cast<typename C::Smem*>(shared);
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
@@ -167,7 +171,7 @@ __global__ void __launch_bounds__(C::kThreads, 1) kernel(const __grid_constant__
       C::Tokens::dispatch(s.tokens, [&]<int kTokens>() { consume<C, kTokens>(args, smem, pipe, tile, s, at); });
       more = walk.next(s);
     }
-    ptx::stores_have_read();
+    if constexpr (C::kStoresByCopy) ptx::stores_have_read();
   }
   if constexpr (C::kCluster > 1) {  // no block leaves while the other may still write to it
     __syncwarp();

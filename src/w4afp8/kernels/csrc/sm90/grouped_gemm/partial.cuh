@@ -1,43 +1,74 @@
-// Partial sums of a tile that is split along K: peers leave theirs, the owner adds them in order.
+// Partial sums of a tile that is split along K: peers leave theirs, the owner adds them in order.  Every word is its own
+// signal, and a thread waits for its own words alone.
 #pragma once
-#include "../../ptx/mbarrier.cuh"
+#include "../own_signal.cuh"
 #include "arguments.cuh"
 #include "consumer.cuh"
 #include "schedule.cuh"
 
 namespace w4afp8::grouped_gemm {
 
+// Where a consumer of block `block` leaves the sums of its one tile that another block owns: [tokens / 8][128] of four.
+template <class C>
+__device__ __forceinline__ uint4* partial_of(const Arguments& args, int block, const Place& at) {
+  return args.partial + (static_cast<size_t>(block) * C::kConsumers + at.consumer) * (C::kMaxTokens / 8 * 128) + at.thread;
+}
+
 template <class C, int kTokens>
 __device__ __forceinline__ void leave_partial(const Arguments& args, const float (&acc)[kTokens / 2], const Place& at) {
-  const int slot = blockIdx.x * C::kConsumers + at.consumer;
-  float* mine = args.partial + static_cast<size_t>(slot) * (C::kMaxTokens / 2 * 128) + at.thread;
+  uint4* mine = partial_of<C>(args, blockIdx.x, at);
 #pragma unroll
-  for (int i = 0; i < kTokens / 2; ++i) __stcg(mine + i * 128, acc[i]);
-  __threadfence();
-  ptx::named_barrier(1 + at.consumer, 128);
-  if (at.thread == 0) asm volatile("st.release.gpu.global.u32 [%0], 1;" ::"l"(args.ready + slot) : "memory");
+  for (int j = 0; j < kTokens / 8; ++j) leave_four(mine + j * 128, acc + 4 * j);
 }
 
 template <class C, int kTokens>
 __device__ __forceinline__ void add_partials(const Arguments& args, float (&acc)[kTokens / 2], const Segment& s,
                                              const Place& at) {
   if (s.first_peer == s.end_peer) return;
+  constexpr int kFours = kTokens / 8;
+  constexpr int kPeers = kFours == 1 ? 4 : kFours == 2 ? 2 : 1;  // asked at once, as many as registers allow
+  constexpr int kChunk = kFours < 4 ? kFours : 4;
+  constexpr int kPitch = C::kCluster * C::kConsumers * (C::kMaxTokens / 8 * 128);  // between peers
   const int rank = Team<C::kCluster>::rank();  // partial sums come from the block of this rank of every team
-  for (int peer = s.first_peer + at.thread; peer < s.end_peer; peer += 128) {  // all flags at once
-    uint32_t* flag = args.ready + (peer * C::kCluster + rank) * C::kConsumers + at.consumer;
-    uint32_t ready;
-    do {
-      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(ready) : "l"(flag) : "memory");
-    } while (ready == 0);
-    *flag = 0;  // for the next launch
-  }
-  ptx::named_barrier(1 + at.consumer, 128);
-  const size_t slot = static_cast<size_t>(C::kMaxTokens / 2 * 128), stride = C::kCluster * C::kConsumers * slot;
-  const float* theirs = args.partial + s.first_peer * stride + (rank * C::kConsumers + at.consumer) * slot + at.thread;
-#pragma unroll 4
-  for (int peer = s.first_peer; peer < s.end_peer; ++peer, theirs += stride) {
+  uint4* theirs = partial_of<C>(args, s.first_peer * C::kCluster + rank, at);
+#pragma unroll 1
+  for (int peer = s.first_peer; peer < s.end_peer; peer += kPeers, theirs += kPeers * kPitch) {
 #pragma unroll
-    for (int i = 0; i < kTokens / 2; ++i) acc[i] += __ldcg(theirs + i * 128);
+    for (int first = 0; first < kFours; first += kChunk) {
+      uint4 v[kPeers][kChunk];
+      bool there;
+      do {
+        there = true;
+#pragma unroll
+        for (int i = 0; i < kPeers; ++i) {
+#pragma unroll
+          for (int j = 0; j < kChunk; ++j) {
+            const bool wanted = first + j < kFours && peer + i < s.end_peer;
+            v[i][j] = wanted ? look_at_four(theirs + i * kPitch + (first + j) * 128) : uint4{};
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < kPeers; ++i) {
+#pragma unroll
+          for (int j = 0; j < kChunk; ++j) there &= all_there(v[i][j]);
+        }
+      } while (!__all_sync(~0u, there));
+#pragma unroll
+      for (int i = 0; i < kPeers; ++i) {
+#pragma unroll
+        for (int j = 0; j < kChunk; ++j) {
+          if (first + j >= kFours) continue;
+          float* sum = acc + 4 * (first + j);
+          sum[0] += __uint_as_float(v[i][j].x);
+          sum[1] += __uint_as_float(v[i][j].y);
+          sum[2] += __uint_as_float(v[i][j].z);
+          sum[3] += __uint_as_float(v[i][j].w);
+          if (peer + i < s.end_peer) {  // for the next launch
+            theirs[i * kPitch + (first + j) * 128] = {kAbsent, kAbsent, kAbsent, kAbsent};
+          }
+        }
+      }
+    }
   }
 }
 
