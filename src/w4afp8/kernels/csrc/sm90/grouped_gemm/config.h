@@ -68,10 +68,10 @@ struct Config {
   static constexpr int kBlocks = kBlocks_;                  // blocks it gets; what is left is for the kernel after
   static constexpr int kMaxTokens = Tokens::kMax;
   static constexpr bool kStoresByCopy = kMaxTokens >= kManyTokens;
+  static constexpr bool kFlags = kMaxTokens >= kManyTokens;  // of partial sums; else they are their own signal
   static constexpr int kThreads = 128 * (kConsumers + 1);   // the last warpgroup loads
   // Registers a thread: the block starts with an equal share, the loading warpgroup gives most of its own away.
   static constexpr int kShare = 65536 / (kThreads * kRoom) / 8 * 8;
-  static constexpr bool kMovesRegisters = kMaxTokens > 8;
   static constexpr int kLoaderRegisters = kConsumers > 3 ? 32 : 40;
   static constexpr int kConsumerRegisters = (kShare * (kConsumers + 1) - kLoaderRegisters) / kConsumers / 8 * 8;
   static constexpr int kScaleBox = kMaxTokens + 4;  // scales of a tile that begins at any row, copied from a multiple of 4

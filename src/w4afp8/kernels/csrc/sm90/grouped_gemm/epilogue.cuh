@@ -83,19 +83,18 @@ __device__ __forceinline__ void store_by_copy(const Arguments& args, const float
   }
 }
 
-// Small tiles: each warp stores its sixteen rows by itself, 32 bytes a token, and waits for no other.  `staging` is the
-// warpgroup's: a warp's [kTokens][16] stand one after the other.
+// Small tiles: each warp stores its sixteen rows by itself, 32 bytes a token, and waits for no other.  `staging` is this
+// warp's [kTokens][16], in the same place whatever the tile's token count: other warps may be a tile behind.
 template <int kTokens>
 __device__ __forceinline__ void store_by_warps(const Params& p, const float (&acc)[kTokens / 2],
                                                const float2 (&scale)[kTokens / 8], int first_row, int tokens,
                                                int row_block, uint8_t* staging, int thread) {
   const int warp = thread / 32, lane = thread % 32;
-  uint8_t* mine = staging + warp * (kTokens * 32);
   __syncwarp();  // the previous tile has left
 #pragma unroll
   for (int j = 0; j < kTokens / 8; ++j) {
     const int token = 8 * j + lane % 8, half = (lane / 8 + token / 4) % 2;  // spreads banks
-    stage_eight(ptx::shared_address(mine + token * 32 + half * 16), acc + 4 * j, scale[j], p.out_type);
+    stage_eight(ptx::shared_address(staging + token * 32 + half * 16), acc + 4 * j, scale[j], p.out_type);
   }
   __syncwarp();
   uint16_t* out = static_cast<uint16_t*>(p.out) + row_block * kTileRows + warp * 16 + lane % 2 * 8;
@@ -104,7 +103,7 @@ __device__ __forceinline__ void store_by_warps(const Params& p, const float (&ac
     const int token = base + lane / 2, half = (lane + token / 4) % 2;
     if (token < tokens) {
       *reinterpret_cast<int4*>(out + static_cast<size_t>(first_row + token) * p.rows) =
-          *reinterpret_cast<const int4*>(mine + token * 32 + half * 16);
+          *reinterpret_cast<const int4*>(staging + token * 32 + half * 16);
     }
   }
 }

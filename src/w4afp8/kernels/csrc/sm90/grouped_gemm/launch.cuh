@@ -111,11 +111,10 @@ const char* launch(const Params& p, cudaStream_t stream) {
   if (const char* wrong = describe_all<C>(args)) return wrong;
   if (p.split_groups > 0) {
     const size_t slots = static_cast<size_t>(blocks) * C::kConsumers;
-    uint32_t* flags = nullptr;
-    float* data = nullptr;
-    const char* wrong = workspace(stream, 0, slots * C::kMaxTokens * kTileRows * sizeof(float), &flags, &data);
+    const char* wrong = workspace(stream, C::kFlags ? slots * sizeof(uint32_t) : 0,
+                                  slots * C::kMaxTokens * kTileRows * sizeof(float), &args.ready, &args.partial,
+                                  C::kFlags ? WorkspaceUser::kLargeTiles : WorkspaceUser::kSmallTiles);
     if (wrong != nullptr) return wrong;
-    args.partial = reinterpret_cast<uint4*>(data);
   }
   error = launch_overlapped<Residence::kAny, C::kCluster>(kernel<C>, blocks, C::kThreads, kShared, stream, args);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);

@@ -1,6 +1,9 @@
-// Partial sums of a tile that is split along K: peers leave theirs, the owner adds them in order.  Every word is its own
-// signal, and a thread waits for its own words alone.
+// Partial sums of a tile that is split along K: peers leave theirs, the owner adds them in order.
+//
+// Small tiles: every word is its own signal, and a thread waits for its own words alone.  Large tiles, whose registers are
+// full: a consumer's sums, a fence, then a flag.
 #pragma once
+#include "../../ptx/mbarrier.cuh"
 #include "../own_signal.cuh"
 #include "arguments.cuh"
 #include "consumer.cuh"
@@ -8,29 +11,33 @@
 
 namespace w4afp8::grouped_gemm {
 
-// Where a consumer of block `block` leaves the sums of its one tile that another block owns: [tokens / 8][128] of four.
+// A consumer's place among those of all blocks.  A block leaves the sums of one tile at most, its first.
 template <class C>
-__device__ __forceinline__ uint4* partial_of(const Arguments& args, int block, const Place& at) {
-  return args.partial + (static_cast<size_t>(block) * C::kConsumers + at.consumer) * (C::kMaxTokens / 8 * 128) + at.thread;
+__device__ __forceinline__ int slot_of(int block, const Place& at) {
+  return block * C::kConsumers + at.consumer;
+}
+
+// The consumer of the same rank and number of team `peer`.
+template <class C>
+__device__ __forceinline__ int slot_of_peer(int peer, const Place& at) {
+  return slot_of<C>(peer * C::kCluster + Team<C::kCluster>::rank(), at);
 }
 
 template <class C, int kTokens>
-__device__ __forceinline__ void leave_partial(const Arguments& args, const float (&acc)[kTokens / 2], const Place& at) {
-  uint4* mine = partial_of<C>(args, blockIdx.x, at);
+__device__ __forceinline__ void leave_words(const Arguments& args, const float (&acc)[kTokens / 2], const Place& at) {
+  uint4* mine = reinterpret_cast<uint4*>(args.partial) + slot_of<C>(blockIdx.x, at) * (C::kMaxTokens / 8 * 128) + at.thread;
 #pragma unroll
   for (int j = 0; j < kTokens / 8; ++j) leave_four(mine + j * 128, acc + 4 * j);
 }
 
 template <class C, int kTokens>
-__device__ __forceinline__ void add_partials(const Arguments& args, float (&acc)[kTokens / 2], const Segment& s,
-                                             const Place& at) {
-  if (s.first_peer == s.end_peer) return;
+__device__ __forceinline__ void add_words(const Arguments& args, float (&acc)[kTokens / 2], const Segment& s,
+                                          const Place& at) {
   constexpr int kFours = kTokens / 8;
   constexpr int kPeers = kFours == 1 ? 4 : kFours == 2 ? 2 : 1;  // asked at once, as many as registers allow
   constexpr int kChunk = kFours < 4 ? kFours : 4;
-  constexpr int kPitch = C::kCluster * C::kConsumers * (C::kMaxTokens / 8 * 128);  // between peers
-  const int rank = Team<C::kCluster>::rank();  // partial sums come from the block of this rank of every team
-  uint4* theirs = partial_of<C>(args, s.first_peer * C::kCluster + rank, at);
+  constexpr int kSlot = C::kMaxTokens / 8 * 128, kPitch = C::kCluster * C::kConsumers * kSlot;  // between peers
+  uint4* theirs = reinterpret_cast<uint4*>(args.partial) + slot_of_peer<C>(s.first_peer, at) * kSlot + at.thread;
 #pragma unroll 1
   for (int peer = s.first_peer; peer < s.end_peer; peer += kPeers, theirs += kPeers * kPitch) {
 #pragma unroll
@@ -69,6 +76,58 @@ __device__ __forceinline__ void add_partials(const Arguments& args, float (&acc)
         }
       }
     }
+  }
+}
+
+template <class C, int kTokens>
+__device__ __forceinline__ void leave_flagged(const Arguments& args, const float (&acc)[kTokens / 2], const Place& at) {
+  const int slot = slot_of<C>(blockIdx.x, at);
+  float* mine = args.partial + static_cast<size_t>(slot) * (C::kMaxTokens / 2 * 128) + at.thread;
+#pragma unroll
+  for (int i = 0; i < kTokens / 2; ++i) __stcg(mine + i * 128, acc[i]);
+  __threadfence();
+  ptx::named_barrier(1 + at.consumer, 128);
+  if (at.thread == 0) asm volatile("st.release.gpu.global.u32 [%0], 1;" ::"l"(args.ready + slot) : "memory");
+}
+
+template <class C, int kTokens>
+__device__ __forceinline__ void add_flagged(const Arguments& args, float (&acc)[kTokens / 2], const Segment& s,
+                                            const Place& at) {
+  for (int peer = s.first_peer + at.thread; peer < s.end_peer; peer += 128) {  // all flags at once
+    uint32_t* flag = args.ready + slot_of_peer<C>(peer, at);
+    uint32_t ready;
+    do {
+      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(ready) : "l"(flag) : "memory");
+    } while (ready == 0);
+    *flag = 0;  // for the next launch
+  }
+  ptx::named_barrier(1 + at.consumer, 128);
+  const size_t slot = static_cast<size_t>(C::kMaxTokens / 2 * 128), stride = C::kCluster * C::kConsumers * slot;
+  const float* theirs = args.partial + slot_of_peer<C>(s.first_peer, at) * slot + at.thread;
+#pragma unroll 4
+  for (int peer = s.first_peer; peer < s.end_peer; ++peer, theirs += stride) {
+#pragma unroll
+    for (int i = 0; i < kTokens / 2; ++i) acc[i] += __ldcg(theirs + i * 128);
+  }
+}
+
+template <class C, int kTokens>
+__device__ __forceinline__ void leave_partial(const Arguments& args, const float (&acc)[kTokens / 2], const Place& at) {
+  if constexpr (C::kFlags) {
+    leave_flagged<C, kTokens>(args, acc, at);
+  } else {
+    leave_words<C, kTokens>(args, acc, at);
+  }
+}
+
+template <class C, int kTokens>
+__device__ __forceinline__ void add_partials(const Arguments& args, float (&acc)[kTokens / 2], const Segment& s,
+                                             const Place& at) {
+  if (s.first_peer == s.end_peer) return;
+  if constexpr (C::kFlags) {
+    add_flagged<C, kTokens>(args, acc, s, at);
+  } else {
+    add_words<C, kTokens>(args, acc, s, at);
   }
 }
 
