@@ -34,7 +34,7 @@ from typing import Any
 
 import torch
 
-from gemm_server import GEMMS, SERVE, CellError, Worker
+from gemm_server import GEMMS, SERVE
 from w4afp8.kernels import schedules, tuned
 from w4afp8.kernels.schedules import Problem, Schedule
 from w4afp8.measure import cells, data
@@ -43,6 +43,7 @@ from w4afp8.measure.floor import Machine, Work
 from w4afp8.measure.peers import get as get_peer
 from w4afp8.measure.shapes import Gemm
 from w4afp8.measure.stand import spelled
+from worker import CellError, Worker
 
 NEAR, MOST = 1.4, 6  # of the cheapest by the cost model; so many rows of either kind
 ROUNDS = ((64, 1024, 1, 4096), (256, 16, 2048, 8), (512, 128, 32, 8192))  # of `--cells all`
@@ -142,10 +143,10 @@ def what_rows(wanted: Sequence[tuple[str, int]], least: int, device: torch.devic
     return found
 
 
-def measured(path: Path, peer: str | None) -> set[tuple[str, int, str]]:
+def measured(path: Path, peer: str | None, kind: cells.Kind = "gemm") -> set[tuple[str, int, str]]:
     """The cells that stand in a file, with the peer if there is to be one."""
     lines = path.read_text().splitlines() if path.is_file() else []
-    records = (r for r in map(json.loads, lines) if r["record"] == "gemm")
+    records = (r for r in map(json.loads, lines) if r["record"] == kind)
     return {(r["shape"], r["tokens"], r.get("codes", "-8..7")) for r in records if not peer or "peer" in r}
 
 

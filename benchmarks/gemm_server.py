@@ -2,20 +2,15 @@
 
     python benchmarks/gemm_server.py LIBRARY.so
 
-A line of JSON on its input is a call of `Server`; the answer is a line: {"said": ...} or {"failed": why}.
+It is asked as worker.py says.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import select
 import statistics
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,16 +25,12 @@ from w4afp8.measure.floor import gemm_work
 from w4afp8.measure.peers import get as get_peer
 from w4afp8.measure.shapes import NAMED, Gemm
 from w4afp8.measure.stand import Stand, spelled
+from worker import serve
 
 GEMMS = {gemm.name: gemm for shape in NAMED.values() for gemm in shape.gemms}
 LOOK_REPLAYS = 4
 ROOM_BYTES = 64e9  # with less free memory, other GEMMs' weights go before new ones are made
-PATIENCE_S = 100.0  # for one answer: the first one imports torch, a peer may compile
 SERVE = (sys.executable, __file__)
-
-
-class CellError(Exception):
-    """A build did not measure a cell."""
 
 
 class Server:
@@ -116,72 +107,8 @@ class Server:
         """What this machine does at most, and what it is."""
         return {**self.on.about, **self.on.ceilings().to_json()}
 
-    def serve(self, lines: Iterator[str]) -> None:
-        """Until there are no more."""
-        answers = sys.stdout
-        sys.stdout = sys.stderr  # whatever a peer prints
-        for line in lines:
-            verb, *words = json.loads(line)
-            try:
-                said = {"said": getattr(self, verb)(*words)}
-            except Exception as error:  # told to who asked, who starts this process anew
-                logging.exception("%s %s", verb, words)
-                said = {"failed": f"{verb}: {type(error).__name__}: {str(error).partition(chr(10))[0]}"}
-            print(json.dumps(said), file=answers, flush=True)
-
-
-@dataclass
-class Worker:
-    """A build's process."""
-
-    name: str
-    command: Sequence[str]
-    process: subprocess.Popen[str]
-
-    @staticmethod
-    def start(name: str, command: Sequence[str]) -> Worker:
-        """See `Server`."""
-        return Worker(
-            name, command, subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        )
-
-    def again(self) -> Worker:
-        """A new process in the place of this one, which may hang."""
-        self.end(patience_s=0)
-        return Worker.start(self.name, self.command)
-
-    def end(self, patience_s: float = 20) -> None:
-        """Ends with its input, or is killed."""
-        assert self.process.stdin
-        with suppress(BrokenPipeError):
-            self.process.stdin.close()
-        try:
-            self.process.wait(patience_s)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-    def send(self, verb: str, *words: Any) -> None:
-        assert self.process.stdin
-        with suppress(BrokenPipeError):  # `answer` says that it has ended
-            print(json.dumps([verb, *words]), file=self.process.stdin, flush=True)
-
-    def answer(self) -> Any:
-        assert self.process.stdout
-        if not select.select([self.process.stdout], [], [], PATIENCE_S)[0]:
-            raise CellError(f"{self.name}: no answer in {PATIENCE_S:.0f} s")
-        line = self.process.stdout.readline()
-        found = json.loads(line) if line else {"failed": "the process has ended, see above"}
-        if "failed" in found:
-            raise CellError(f"{self.name}: {found['failed']}")
-        return found["said"]
-
-    def ask(self, verb: str, *words: Any) -> Any:
-        self.send(verb, *words)
-        return self.answer()
-
 
 if __name__ == "__main__":
     library = Path(sys.argv[1])
     build.library = lambda: library
-    Server(stand.hopper("gemm_server")).serve(iter(sys.stdin))
+    serve(Server(stand.hopper("gemm_server")))

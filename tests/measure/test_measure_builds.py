@@ -8,11 +8,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
-from fake_stand import ABOUT, MACHINE, Clock
+from fake_stand import ABOUT, MACHINE, Clock, InProcess
 
 from w4afp8.kernels import layout, schedules
 from w4afp8.measure import data, shapes
@@ -23,22 +22,9 @@ BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 GEMMS = {"moe": Gemm("moe", 128, 256, 4, 4, 2), "dense": Gemm("dense", 128, 256)}
 
 
-class InProcess:
-    """A worker whose server is here; everything passes through JSON."""
-
-    def __init__(self, script: ModuleType, name: str, clock: Clock) -> None:
-        stand = Stand(torch.device("cpu"), clock, lambda: MACHINE, clock.gemm, None, None, None, ABOUT)  # type: ignore[arg-type]
-        self.name, self.server, self.said = name, sys.modules["gemm_server"].Server(stand), []
-
-    def send(self, verb: str, *words: Any) -> None:
-        self.said.append(json.dumps(getattr(self.server, verb)(*json.loads(json.dumps(words)))))
-
-    def answer(self) -> Any:
-        return json.loads(self.said.pop())
-
-    def ask(self, verb: str, *words: Any) -> Any:
-        self.send(verb, *words)
-        return self.answer()
+def in_process(script: ModuleType, name: str, clock: Clock) -> InProcess:
+    stand = Stand(torch.device("cpu"), clock, lambda: MACHINE, clock.gemm, None, None, None, ABOUT)  # type: ignore[arg-type]
+    return InProcess(name, sys.modules["gemm_server"].Server(stand))
 
 
 # A server in a process of its own: answers, fails at 2 tokens, hangs at 3, ends at 4.
@@ -81,7 +67,7 @@ def test_builds_are_compared_row_by_row(small: ModuleType, name: str, least: int
     old = Clock(price=lambda kernel: 30.0 if kernel == "t16" else 40.0)
     new = Clock(price=lambda kernel: {"t16": 1.0, "t48c": 10.0}.get(kernel, 20.0))
     new.spoils = lambda row, out: out.mul_(1.1) if row.kernel == "t16" else None
-    workers = [InProcess(small, "old", old), InProcess(small, "new", new)]
+    workers = [in_process(small, "old", old), in_process(small, "new", new)]
     found = {w: (cell, beside) for w, cell, beside in small.measure(workers, name, 64, MACHINE, None, least=least)}
     assert (found["old"][0].schedule, found["old"][0].us) == ("t16/0", 30.0)
     cell, beside = found["new"]
@@ -93,7 +79,7 @@ def test_builds_are_compared_row_by_row(small: ModuleType, name: str, least: int
 
 
 def test_weights_are_made_once(small: ModuleType) -> None:
-    server = InProcess(small, "new", Clock()).server
+    server = in_process(small, "new", Clock()).server
     for name in ("moe", "dense", "moe"):
         server.cell(name, 8)
     assert set(server.weights) == set(GEMMS.values())
@@ -137,7 +123,7 @@ def test_a_cell_that_fails_does_not_end_the_run(
     stub, out = tmp_path / "stub.py", tmp_path / "cells.jsonl"
     stub.write_text(STUB)
     monkeypatch.setattr(small, "SERVE", (sys.executable, str(stub)))
-    monkeypatch.setattr(sys.modules["gemm_server"], "PATIENCE_S", 3.0)
+    monkeypatch.setattr(sys.modules["worker"], "PATIENCE_S", 3.0)
     words = ["--build", "new=a.so", "--peer", "other", "--out", str(out), "--cells"]
     for asked in ("dense:1,2,3,4,5", "dense:1,5"):
         monkeypatch.setattr(sys, "argv", ["bench_gemm_builds.py", *words, asked])
