@@ -4,10 +4,10 @@
     python benchmarks/record_kernels.py FILE.jsonl ... --kernels 7 [--build v7] [--before 6] [--dry]
 
 Into results/kernels-gemm-h200.jsonl and kernels-layer-h200.jsonl go the lines as they were measured, with `kernels`,
-the version of the kernels, and without what every schedule took at a first look; lines of that version that stood there
-are replaced when this run has lines of their kind and codes.  Into kernels/tuned/h200.json goes the fastest schedule of
-every GEMM with codes -8..7, and the fastest way of every layer; rows of problems that were not measured stay, unless
-their kernel is no more.  Then the summary of kernel_summary.py.  `--dry` writes nothing.
+the version of the kernels, and without what every schedule took at a first look; a line of that version and cell that
+stood there is replaced.  Into kernels/tuned/h200.json goes the fastest schedule of every GEMM with codes -8..7, and the
+fastest way of every layer; rows of problems that were not measured stay, unless their kernel is no more.  Then the
+summary of kernel_summary.py.  `--dry` writes nothing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def runs(paths: Sequence[Path], build: str | None) -> list[Run]:
         if record["record"] == "machine":
             found.append((record, []))
         elif not build or record.get("build", build) == build:
-            key = (record["record"], record["shape"], record["tokens"], codes_of(record))
+            key = key_of(record)
             if key in last and last[key][1].get("build") != record.get("build"):
                 raise SystemExit(f"{key}: of several builds; name one by --build")
             last[key] = (len(found) - 1, record)
@@ -59,6 +59,11 @@ def runs(paths: Sequence[Path], build: str | None) -> list[Run]:
 def codes_of(record: Record) -> str:
     """The range of the weights' codes."""
     return str(record.get("codes", "-8..7"))
+
+
+def key_of(record: Record) -> tuple[Any, ...]:
+    """A cell."""
+    return record["record"], record["shape"], record["tokens"], codes_of(record)
 
 
 def lines_of(measured: Sequence[Run], kind: str, kernels: int) -> list[Record]:
@@ -75,14 +80,9 @@ def lines_of(measured: Sequence[Run], kind: str, kernels: int) -> list[Record]:
 
 
 def merged(old: Sequence[Record], new: Sequence[Record], kernels: int) -> list[Record]:
-    """The old records less those of the same version that are measured anew, then the new ones."""
-    anew = {(r["record"], codes_of(r)) for r in new if r["record"] != "machine"}
-    kept: list[Record] = []
-    for record in old:
-        if record["record"] == "machine" or not (
-            record.get("kernels") == kernels and (record["record"], codes_of(record)) in anew
-        ):
-            kept.append(record)
+    """The old records less those of the same version and cell as a new one, then the new ones."""
+    anew = {key_of(r) for r in new if r["record"] != "machine"}
+    kept = [r for r in old if r["record"] == "machine" or r.get("kernels") != kernels or key_of(r) not in anew]
     # A machine's line stands for the cells behind it: without any it goes, if it is of this version.
     alone = [
         r["record"] == "machine" and r.get("kernels") == kernels and (n is None or n["record"] == "machine")

@@ -13,7 +13,6 @@ import pytest
 from fake_stand import MACHINE, Clock, InProcess
 
 from w4afp8.kernels import layers
-from w4afp8.measure import peers
 from w4afp8.measure.cells import Cell, PeerTime, cell_line
 from w4afp8.measure.shapes import TOKENS, Layer
 from w4afp8.measure.stand import Stand
@@ -40,19 +39,18 @@ class Peer:
 def test_a_kernel_of_any_name_is_a_way(
     script: ModuleType, stand: Stand, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = replace(layers.ROWS[0], kernel="n8f")
-    monkeypatch.setattr(script.tune, "WAYS", (None, few, *layers.ROWS))
+    (n8,) = (row for row in layers.ROWS if row.kernel == "n8")
+    monkeypatch.setattr(script.tune, "WAYS", (None, replace(n8, kernel="new"), n8))
     monkeypatch.setattr(script, "LAYERS", {"wide": WIDE})
-    monkeypatch.setattr(peers, "get", lambda name: None)
-    clock.price = lambda kernel: {"n8f": 4.0, "n8": 1.0}.get(kernel, 9.0)
+    clock.price = lambda kernel: {"new": 4.0, "n8": 1.0}.get(kernel, 9.0)
     clock.spoils = lambda row, out: out.mul_(1.2) if row.kernel == "n8" else None
     worker = InProcess("layers", script.Server(stand))
     ((cell, beside),) = script.measure(worker, "wide", 8, MACHINE, None)
-    assert (cell.us, cell.schedule, beside["way"]) == (4.0, "n8f, one launch", "n8f")
-    assert beside["ways"] == {"several": 9.0, "n8f": 4.0, "n16": 9.0} and list(beside["wrong"]) == ["n8"]
-    assert cell.bytes > 0 and cell.floor_us > 0 and "n8f" in script.line_of(cell, beside)
+    assert (cell.us, cell.schedule, beside["way"]) == (4.0, "new, one launch", "new")
+    assert beside["ways"] == {"several": 9.0, "new": 4.0} and list(beside["wrong"]) == ["n8"]
+    assert cell.bytes > 0 and cell.floor_us > 0 and "new" in script.line_of(cell, beside)
     assert Cell.from_json(json.loads(cell_line(cell, {}))).schedule == cell.schedule
-    clock.price = lambda kernel: 20.0 if kernel.startswith("n") else 9.0
+    clock.price = lambda kernel: 20.0 if kernel in ("new", "n8") else 9.0
     ((cell, beside),) = script.measure(worker, "wide", 16, MACHINE, None)
     assert beside["way"] == "several" and cell.schedule.count("/") == 2
 
