@@ -24,9 +24,8 @@ def gemm(tokens: int, us: float, peer_us: float | None = None, **beside: Any) ->
     """A line of R1's gate_up whose floor is 100 us."""
     peer = PeerTime("humming", peer_us, 0.1, "tile") if peer_us else None
     rows = 8.0 * tokens
-    cell = Cell(
-        "gemm", "R1.gate_up", tokens, rows, min(rows, 256), 4e8, 1e9, 100.0, "bytes", 101.0, us, 1.0, "t16/4", peer
-    )
+    what = "gemm", "R1.gate_up", tokens, rows, min(rows, 256), 4e8, 1e9, 100.0, "bytes", 101.0
+    cell = Cell(*what, us, 1.0, "t16/4", peer)
     extra = {"build": "v7", "codes": "-8..7", "looks": {"t16/4": us}, "plain": "t16/4", **beside}
     return {**json.loads(cells.cell_line(cell, ABOUT)), **extra}
 
@@ -72,8 +71,8 @@ def test_what_was_measured_is_recorded_once(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine = json.loads(cells.machine_line(MACHINE, ABOUT))
-    lines = [machine, gemm(1, 110.0), gemm(8, 200.0, 190.0), machine, gemm(1, 105.0, 126.0), layer("TP8", 1, "n8", 18.0),
-             gemm(8, 180.0, 160.0, codes="-7..7", schedule="t8/0")]  # fmt: skip
+    lines = [machine, gemm(1, 110.0), gemm(8, 200.0, 190.0), machine, gemm(1, 105.0, 126.0)]
+    lines += [layer("TP8", 1, "n8", 18.0), gemm(8, 180.0, 160.0, codes="-7..7", schedule="t8/0")]
     for _ in range(2):  # recording again changes nothing
         record(script, monkeypatch, place, lines)
         gemms, layers = read(place / "kernels-gemm-h200.jsonl"), read(place / "kernels-layer-h200.jsonl")
@@ -98,14 +97,17 @@ def test_what_was_measured_is_recorded_once(
     )
 
 
-def test_other_codes_leave_the_rest_alone(script: ModuleType, monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+def test_other_cells_and_codes_leave_the_rest_alone(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, place: Path
+) -> None:
     machine = json.loads(cells.machine_line(MACHINE, ABOUT))
     record(script, monkeypatch, place, [machine, gemm(1, 105.0)])
+    record(script, monkeypatch, place, [machine, gemm(8, 106.0)])
     before = (place / "table.json").read_text()
     record(script, monkeypatch, place, [machine, gemm(1, 99.0, codes="-7..7")])
     gemms = read(place / "kernels-gemm-h200.jsonl")
-    assert [r["us"] for r in gemms if r.get("kernels") == 7 and r["record"] == "gemm"] == [105.0, 99.0]
-    assert tuned.parse(place / "table.json").schedules["256 4096 7168"] == [(8, "t16", 4)]
+    assert [r["us"] for r in gemms if r.get("kernels") == 7 and r["record"] == "gemm"] == [105.0, 106.0, 99.0]
+    assert tuned.parse(place / "table.json").schedules["256 4096 7168"] == [(8, "t16", 4), (64, "t16", 4)]
     record(script, monkeypatch, place, [machine, gemm(1, 1.0)], "--dry")
     assert read(place / "kernels-gemm-h200.jsonl") == gemms and (place / "table.json").read_text() == before
 
