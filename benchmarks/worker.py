@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import select
 import subprocess
 import sys
@@ -25,7 +26,9 @@ class CellError(Exception):
 
 def serve(what: Any) -> None:
     """Answer until there is no more input."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # whatever a peer prints is no answer
+    # What a peer or a compiler prints is no answer.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     for line in sys.stdin:
         verb, *words = json.loads(line)
         try:

@@ -27,21 +27,33 @@ def in_process(script: ModuleType, name: str, clock: Clock) -> InProcess:
     return InProcess(name, sys.modules["gemm_server"].Server(stand))
 
 
-# A server in a process of its own: answers, fails at 2 tokens, hangs at 3, ends at 4.
+# A server in a process of its own: fails at 2 tokens, hangs at 3, ends at 4, prints.
 STUB = """
-import json, sys, time
-for line in sys.stdin:
-    verb, *words = json.loads(line)
-    tokens = words[1] if verb == "cell" else 0
-    if tokens == 3:
-        time.sleep(60)
-    if tokens == 4:
-        sys.exit(1)
-    machine = {"read_16MiB_us": 5.0, "read_4096MiB_us": 900.0, "fp8_flop_us": 1.5e9, "device": "a stub"}
-    said = {"machine": machine, "cell": {"rows": 64, "hit": 1, "bytes": 1e6, "flops": 1e9}, "time": [2.0, 0.1],
-            "look": {"right": {name: 1.0 for name in words[0]} if verb == "look" else {}, "wrong": {}},
-            "peer": {"name": "other", "us": 3.0, "spread_us": 0.1, "how": "tile"}}[verb]
-    print(json.dumps({"failed": "out of luck"} if tokens == 2 else {"said": said}), flush=True)
+import os, sys, time
+sys.path.insert(0, {benchmarks!r})
+from worker import serve
+
+class Server:
+    def machine(self):
+        return {{"read_16MiB_us": 5.0, "read_4096MiB_us": 900.0, "fp8_flop_us": 1.5e9, "device": "a stub"}}
+    def cell(self, name, tokens, least):
+        os.system("echo no answer")
+        if tokens == 2:
+            raise RuntimeError("out of luck")
+        if tokens == 3:
+            time.sleep(60)
+        if tokens == 4:
+            os._exit(1)
+        return {{"rows": 64, "hit": 1, "bytes": 1e6, "flops": 1e9}}
+    def look(self, names):
+        return {{"right": dict.fromkeys(names, 1.0), "wrong": {{}}}}
+    def time(self, name):
+        return 2.0, 0.1
+    def peer(self, name, tokens):
+        print("chatty")
+        return {{"name": "other", "us": 3.0, "spread_us": 0.1, "how": "tile"}}
+
+serve(Server())
 """
 
 
@@ -121,7 +133,7 @@ def test_a_cell_that_fails_does_not_end_the_run(
     small: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     stub, out = tmp_path / "stub.py", tmp_path / "cells.jsonl"
-    stub.write_text(STUB)
+    stub.write_text(STUB.format(benchmarks=str(BENCHMARKS)))
     monkeypatch.setattr(small, "SERVE", (sys.executable, str(stub)))
     monkeypatch.setattr(sys.modules["worker"], "PATIENCE_S", 3.0)
     words = ["--build", "new=a.so", "--peer", "other", "--out", str(out), "--cells"]
@@ -132,5 +144,5 @@ def test_a_cell_that_fails_does_not_end_the_run(
         done = [(r["tokens"], r["build"], r["us"], r["peer_us"], r["codes"]) for r in lines if r["record"] == "gemm"]
         assert done == [(m, "new", 2.0, 3.0, "-8..7") for m in (1, 5)], "what stands there is not measured again"
     said = capfd.readouterr().out
-    for tokens, why in ((2, "out of luck"), (3, "no answer in 3 s"), (4, "the process has ended")):
+    for tokens, why in ((2, "cell: RuntimeError: out of luck"), (3, "no answer in 3 s"), (4, "the process has ended")):
         assert f"{tokens} FAILED, new: {why}" in said
