@@ -35,7 +35,7 @@ class Schedule:
 
     `split_groups` 0 runs whole tiles; n cuts the tiles of the last, partial wave along K into shares of n groups of
     128 or more, summed in a fixed order.  `cluster` 2 pairs neighbouring blocks of the weight's rows: each loads
-    half of x for both.
+    half of x for both.  `blocks` 2 puts two blocks on each multiprocessor, so that one computes where the other waits.
     """
 
     kernel: str
@@ -46,6 +46,7 @@ class Schedule:
     group_scale: bool = False
     cluster: int = 1
     weight_scales: str = "bfloat16"  # or float32, or any
+    blocks: int = 1  # a multiprocessor
 
     def refusals(self, p: Problem) -> list[str]:
         """Why this row cannot run `p`; empty when it can."""
@@ -68,7 +69,10 @@ class Schedule:
 KINDS = {"t": (False, "bfloat16"), "s": (False, "bfloat16"), "f": (False, "float32"), "g": (True, "any")}
 
 ROWS = tuple(
-    Schedule(kernel, consumers, tokens, stage_groups, split, group_scale, 2 if kernel.endswith("c") else 1, scales)
+    Schedule(
+        kernel, consumers, tokens, stage_groups, split, group_scale,
+        cluster=2 if kernel.endswith("c") else 1, weight_scales=scales, blocks=2 if kernel.endswith("d") else 1,
+    )  # fmt: skip
     for kernel, consumers, tokens, stage_groups in (
         ("t8", 4, 8, 2),
         ("t16", 4, 16, 2),
@@ -84,11 +88,12 @@ ROWS = tuple(
         ("t128", 2, 128, 2),
         ("t152", 2, 152, 2),
         ("t160", 2, 160, 2),
-        ("t48c", 3, 48, 2),
-        ("t64c", 3, 64, 2),
-        ("t80c", 2, 80, 2),
-        ("t112c", 2, 112, 2),
-        ("t128c", 2, 128, 2),
+        ("t8d", 2, 8, 2),
+        ("t8h", 2, 8, 2),
+        ("t16d", 2, 16, 2),
+        ("t16h", 2, 16, 2),
+        ("t32d", 2, 32, 2),
+        ("t32h", 2, 32, 2),
         ("t152c", 2, 152, 2),
         ("t160c", 2, 160, 2),
         ("s64", 2, 64, 1),
@@ -120,11 +125,12 @@ def cost_us(p: Problem, row: Schedule) -> float:
     runs = max(1, ceil(most / row.max_tokens))
     tokens = max(ceil(most / runs / 8) * 8, row.max_tokens // 2)
     tiles = hit * runs * ceil(p.rows / (64 * row.consumers * row.cluster)) * row.cluster
-    chain_ns = (110 + 2.1 * tokens) * {2: 1.0, 3: 1.5, 4: 2.1}[row.consumers]
+    chain_ns = (110 + 2.1 * tokens) * {2: 1.0, 3: 1.5, 4: 2.1}[row.consumers * row.blocks]
     tile_us = p.cols / 128 * chain_ns / 1e3 + 1.6 + 0.007 * tokens
+    at_once = SMS * row.blocks
     if row.split_groups:
-        return max(tiles / SMS, row.split_groups / (p.cols / 128)) * tile_us + 6.4
-    return ceil(tiles / SMS) * tile_us
+        return max(tiles / at_once, row.split_groups / (p.cols / 128)) * tile_us + 6.4
+    return ceil(tiles / at_once) * tile_us
 
 
 def choose(p: Problem, rows: Iterable[Schedule] = ROWS, cost: Cost = cost_us) -> Schedule:

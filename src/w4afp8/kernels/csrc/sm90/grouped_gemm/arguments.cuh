@@ -17,8 +17,10 @@ struct Arguments {
   CUtensorMap x_scale_map;         // [tokens], used when the scale is per token
   CUtensorMap out_map;             // [tokens][rows] of 16-bit results, a box of eight tokens and 64 rows
   Params p;
-  float* partial;    // [blocks][consumers][tokens/2][128]
-  uint32_t* ready;   // [blocks][consumers], zero between launches
+  // Sums of tiles that are split along K, [blocks][consumers][tokens / 2 * 128]; absent words between launches, or, of large
+  // tiles, flags [blocks][consumers] that are zero between launches.
+  float* partial;
+  uint32_t* ready;
   // Do consumers fetch a tile's first groups while they multiply the last of the tile before?  It saves the start of
   // every tile; but where memory is slower than multiplying, waiting for them keeps a finished tile from its end.
   bool looks_ahead;

@@ -8,8 +8,11 @@ constexpr int kTileRows = 64;        // output rows of one warpgroup: wgmma's M
 constexpr int kTileCols = 128;       // inputs of one step: one scale group, one 128-byte swizzled row of x
 constexpr int kTileBytes = 4096;     // codes of one tile
 constexpr int kMostCounts = 3;       // token counts of one kernel
+constexpr int kManyTokens = 96;      // from here on results leave by the copy engine
+constexpr int kEarlyStages = 2;      // of weights asked for before the kernel before has ended
 constexpr int kMaxExperts = 512;     // what the plan in shared memory holds
 constexpr int kSharedLimit = 232448; // of one SM90 block
+constexpr int kSharedOfBlock = 1024; // that each block on a multiprocessor costs beside its own
 
 // The token counts (wgmma's N) a kernel can run a tile with, ascending; a tile takes the smallest that holds it.
 template <int... kCounts>
@@ -51,7 +54,7 @@ struct ExpertPlan {
 enum class Scales { kBFloat16, kAny };
 
 template <int kConsumers_, class Tokens_, int kStages_, int kStageGroups_, bool kGroupScale_ = false, int kCluster_ = 1,
-          Scales kScales_ = kGroupScale_ ? Scales::kAny : Scales::kBFloat16>
+          Scales kScales_ = kGroupScale_ ? Scales::kAny : Scales::kBFloat16, int kRoom_ = 1, int kBlocks_ = 1>
 struct Config {
   using Tokens = Tokens_;
   static constexpr int kConsumers = kConsumers_;            // warpgroups that multiply, 64 output rows each
@@ -61,11 +64,14 @@ struct Config {
   static constexpr int kCluster = kCluster_;                // blocks that share x, each with its own rows of the weight
   static constexpr Scales kScales = kScales_;
   static constexpr int kScaleBytes = kScales == Scales::kAny ? 4 : 2;  // of one, at most
+  static constexpr int kRoom = kRoom_;                      // blocks that a multiprocessor has room for
+  static constexpr int kBlocks = kBlocks_;                  // blocks it gets; what is left is for the kernel after
   static constexpr int kMaxTokens = Tokens::kMax;
+  static constexpr bool kStoresByCopy = kMaxTokens >= kManyTokens;
+  static constexpr bool kFlags = kMaxTokens >= kManyTokens;  // of partial sums; else they are their own signal
   static constexpr int kThreads = 128 * (kConsumers + 1);   // the last warpgroup loads
   // Registers a thread: the block starts with an equal share, the loading warpgroup gives most of its own away.
-  static constexpr int kShare = 65536 / kThreads / 8 * 8;
-  static constexpr bool kMovesRegisters = kMaxTokens > 8;
+  static constexpr int kShare = 65536 / (kThreads * kRoom) / 8 * 8;
   static constexpr int kLoaderRegisters = kConsumers > 3 ? 32 : 40;
   static constexpr int kConsumerRegisters = (kShare * (kConsumers + 1) - kLoaderRegisters) / kConsumers / 8 * 8;
   static constexpr int kScaleBox = kMaxTokens + 4;  // scales of a tile that begins at any row, copied from a multiple of 4
@@ -88,7 +94,8 @@ struct Config {
   static_assert(kCluster == 1 || (kCluster == 2 && kStageGroups == 2), "each block of a pair loads one group of a stage");
   static_assert(Tokens::kNumber <= kMostCounts, "Arguments has a map for each token count");
   static_assert(kMaxTokens % 8 == 0, "x is whole swizzle atoms of eight rows");
-  static_assert(sizeof(Smem) <= kSharedLimit, "this schedule does not fit one SM90 block");
+  static_assert(sizeof(Smem) <= (kSharedLimit + kSharedOfBlock) / kRoom - kSharedOfBlock, "this schedule does not fit");
+  static_assert(kBlocks <= kRoom, "blocks wait for each other, so all must run at once");
 };
 
 }  // namespace w4afp8::grouped_gemm

@@ -1,8 +1,7 @@
 // From accumulators [64 rows x N tokens] of a warpgroup to out[token, row].
 //
 // Accumulator 4j+i of a thread is row 16*warp + lane/4 + 8*(i/2), token 8j + 2*(lane%4) + i%2.  Sixteen-bit results are
-// transposed through shared memory, in the copy engine's 128-byte swizzle.  Whole eights of tokens leave by the copy engine,
-// which nobody waits for; what is left of a run that is no multiple of eight, by ordinary stores.
+// transposed through shared memory.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -43,25 +42,29 @@ __device__ __forceinline__ void store_float(const Params& p, const float (&acc)[
   }
 }
 
-// `staging` is this warpgroup's [kTokens][64] of 16-bit results; `barrier` its named barrier.
+// Sixteen-bit results of sixteen rows and eight tokens, out of a warp's accumulators.
+__device__ __forceinline__ void stage_eight(uint32_t address, const float* acc, float2 scale, OutType type) {
+  const uint32_t upper = pack_pair(acc[0] * scale.x, acc[1] * scale.y, type);
+  const uint32_t lower = pack_pair(acc[2] * scale.x, acc[3] * scale.y, type);
+  ptx::store_transposed(address, upper, lower);
+}
+
+// Large tiles: `staging` is this warpgroup's [kTokens][64], in the copy engine's 128-byte swizzle; `barrier` its named
+// barrier.  Whole eights of tokens leave by the copy engine, which nobody waits for; what is left of a run that is no
+// multiple of eight, by ordinary stores.
 template <int kTokens>
-__device__ __forceinline__ void store_half(const Arguments& args, const float (&acc)[kTokens / 2],
-                                           const float2 (&scale)[kTokens / 8], int first_row, int tokens,
-                                           int row_block, uint8_t* staging, int barrier, int thread) {
+__device__ __forceinline__ void store_by_copy(const Arguments& args, const float (&acc)[kTokens / 2],
+                                              const float2 (&scale)[kTokens / 8], int first_row, int tokens,
+                                              int row_block, uint8_t* staging, int barrier, int thread) {
   const Params& p = args.p;
   const int warp = thread / 32, lane = thread % 32;
   ptx::stores_have_read();
   ptx::named_barrier(barrier, 128);  // the previous tile has left the staging area
 #pragma unroll
   for (int j = 0; j < kTokens / 8; ++j) {
-    const uint32_t upper = pack_pair(acc[4 * j] * scale[j].x, acc[4 * j + 1] * scale[j].y, p.out_type);
-    const uint32_t lower = pack_pair(acc[4 * j + 2] * scale[j].x, acc[4 * j + 3] * scale[j].y, p.out_type);
     const int token = 8 * j + lane % 8;
     const int chunk = (2 * warp + lane / 8 % 2) ^ (token % 8);  // sixteen bytes; the xor spreads banks
-    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(
-                     ptx::shared_address(staging + token * 128 + chunk * 16)),
-                 "r"(upper), "r"(lower)
-                 : "memory");
+    stage_eight(ptx::shared_address(staging + token * 128 + chunk * 16), acc + 4 * j, scale[j], p.out_type);
   }
   ptx::stores_will_read();
   ptx::named_barrier(barrier, 128);
@@ -77,6 +80,31 @@ __device__ __forceinline__ void store_half(const Arguments& args, const float (&
     uint16_t* out = static_cast<uint16_t*>(p.out) + static_cast<size_t>(first_row + token) * p.rows;
     const int4 line = *reinterpret_cast<const int4*>(staging + token * 128 + (chunk ^ (token % 8)) * 16);
     *reinterpret_cast<int4*>(out + row_block * kTileRows + chunk * 8) = line;
+  }
+}
+
+// Small tiles: each warp stores its sixteen rows by itself, 32 bytes a token, and waits for no other.  `staging` is this
+// warp's [kTokens][16], in the same place whatever the tile's token count: other warps may be a tile behind.
+template <int kTokens>
+__device__ __forceinline__ void store_by_warps(const Params& p, const float (&acc)[kTokens / 2],
+                                               const float2 (&scale)[kTokens / 8], int first_row, int tokens,
+                                               int row_block, uint8_t* staging, int thread) {
+  const int warp = thread / 32, lane = thread % 32;
+  __syncwarp();  // the previous tile has left
+#pragma unroll
+  for (int j = 0; j < kTokens / 8; ++j) {
+    const int token = 8 * j + lane % 8, half = (lane / 8 + token / 4) % 2;  // spreads banks
+    stage_eight(ptx::shared_address(staging + token * 32 + half * 16), acc + 4 * j, scale[j], p.out_type);
+  }
+  __syncwarp();
+  uint16_t* out = static_cast<uint16_t*>(p.out) + row_block * kTileRows + warp * 16 + lane % 2 * 8;
+#pragma unroll
+  for (int base = 0; base < kTokens; base += 16) {
+    const int token = base + lane / 2, half = (lane + token / 4) % 2;
+    if (token < tokens) {
+      *reinterpret_cast<int4*>(out + static_cast<size_t>(first_row + token) * p.rows) =
+          *reinterpret_cast<const int4*>(staging + token * 32 + half * 16);
+    }
   }
 }
 

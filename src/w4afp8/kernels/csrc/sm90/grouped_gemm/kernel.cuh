@@ -1,7 +1,7 @@
 // W4AFP8 grouped GEMM for SM90.  out[t, n] = x_scale[t] * sum_g weight_scale[n, g] * sum_k x[t, k] * code[n, k].
 //
 // Operands are swapped: the weights are wgmma's A (64 rows), made into e4m3 in registers on the way; the tokens are its
-// N (8 .. 160), read from shared memory.  One thread streams codes, scales and x through a ring of stages with the bulk
+// N (8 .. 160), read from shared memory.  Two threads stream codes, scales and x through a ring of stages with the bulk
 // copy engine; each consumer warpgroup owns 64 output rows.  Every 128 inputs, one scale group, the product is promoted:
 // acc += weight_scale * product, in float32.
 #pragma once
@@ -16,11 +16,44 @@
 
 namespace w4afp8::grouped_gemm {
 
-// One thread: keeps the ring full, three copies a stage.  Row blocks beyond the expert's last are filled with zeros.
+// Consumers that look ahead fetch two groups after the last, too: let them read something.
 template <class C>
-__device__ void produce(const Arguments& args, typename C::Smem& smem) {
+__device__ __forceinline__ void finish(const Arguments& args, typename C::Smem& smem, Ring<C::kStages>& ring) {
+  if (C::kStageGroups == 2 && !args.looks_ahead) return;
+  for (int g = 0; g < 2; g += C::kStageGroups, ring.advance()) {
+    ptx::barrier_wait(&smem.empty[ring.stage], ring.phase ^ 1);
+    ptx::barrier_arrive(&smem.full[ring.stage]);
+  }
+}
+
+// Two threads keep the ring full, so that where a tile is a stage or two the one's way to the next tile is not the other's.
+// This one brings weights and their scales.  Row blocks beyond the expert's last are filled with zeros.
+template <class C>
+__device__ void bring_weights(const Arguments& args, typename C::Smem& smem) {
   const Params& p = args.p;
-  const int weight_bytes = C::kConsumers * (kTileBytes + kTileRows * (p.weight_scale_float ? 4 : 2));
+  const int bytes = C::kStageGroups * C::kConsumers * (kTileBytes + kTileRows * (p.weight_scale_float ? 4 : 2));
+  Walk<C::kCluster> walk(smem.plan, p, C::kMaxTokens, C::kStageGroups);
+  Ring<C::kStages> ring;
+  Segment s;
+  while (walk.next(s)) {
+    const int first_block = s.row_tile * C::kConsumers;
+    const uint64_t policy = s.shared ? ptx::kEvictNormal : ptx::kEvictFirst;
+#pragma unroll 1
+    for (int g = s.first_group; g < s.first_group + s.groups; g += C::kStageGroups, ring.advance()) {
+      uint64_t* full = &smem.full[ring.stage];
+      ptx::barrier_wait(&smem.empty[ring.stage], ring.phase ^ 1);
+      ptx::barrier_expect(full, bytes);
+      ptx::copy_box(smem.codes[ring.stage], &args.codes_map, 0, g * 32, first_block, s.expert, full, policy);
+      ptx::copy_box(smem.scale[ring.stage].bytes, &args.scale_map, g * kTileRows, first_block, s.expert, full, policy);
+    }
+  }
+  finish<C>(args, smem, ring);
+}
+
+// And this one x, and its scales where they are per token.
+template <class C>
+__device__ void bring_tokens(const Arguments& args, typename C::Smem& smem) {
+  const Params& p = args.p;
   Walk<C::kCluster> walk(smem.plan, p, C::kMaxTokens, C::kStageGroups);
   const int rank = Team<C::kCluster>::rank();
   const bool token_scales = p.x_scale_stride == 1 && !C::kGroupScale;
@@ -37,17 +70,12 @@ __device__ void produce(const Arguments& args, typename C::Smem& smem) {
     }
     const CUtensorMap* x_map = &args.x_map[C::Tokens::index(s.tokens)];
     const int x_bytes = C::Tokens::count(s.tokens) * kTileCols;
-    const int bytes = C::kStageGroups * (weight_bytes + x_bytes);
-    const int first_block = s.row_tile * C::kConsumers;
-    const uint64_t policy = s.shared ? ptx::kEvictNormal : ptx::kEvictFirst;
 #pragma unroll 1
     for (int g = s.first_group; g < s.first_group + s.groups; g += C::kStageGroups, ring.advance()) {
       uint64_t* full = &smem.full[ring.stage];
       ptx::barrier_wait(&smem.empty[ring.stage], ring.phase ^ 1);
-      ptx::barrier_expect(full, bytes);
+      ptx::barrier_expect(full, C::kStageGroups * x_bytes);
       if constexpr (C::kCluster > 1) ptx::barrier_arrive_at(&smem.peer_free[ring.stage], rank ^ 1);
-      ptx::copy_box(smem.codes[ring.stage], &args.codes_map, 0, g * 32, first_block, s.expert, full, policy);
-      ptx::copy_box(smem.scale[ring.stage].bytes, &args.scale_map, g * kTileRows, first_block, s.expert, full, policy);
       if constexpr (C::kCluster == 1) {
         ptx::copy_box(smem.x[ring.stage], x_map, 0, s.first_row, g, full, ptx::kEvictNormal);
       } else {  // one group of the stage for both blocks; the other block sends the other group
@@ -57,23 +85,18 @@ __device__ void produce(const Arguments& args, typename C::Smem& smem) {
       }
     }
   }
-  if (C::kStageGroups == 2 && !args.looks_ahead) return;
-  // Consumers that look ahead fetch two groups after the last, too: let them read something.
-  for (int g = 0; g < 2; g += C::kStageGroups, ring.advance()) {
-    ptx::barrier_wait(&smem.empty[ring.stage], ring.phase ^ 1);
-    ptx::barrier_arrive(&smem.full[ring.stage]);
-  }
+  finish<C>(args, smem, ring);
 }
 
-// One thread: asks for the first weights, as many as the ring holds, into L2 and no farther.  It may do so while the kernel
-// before still runs, whoever wrote the weights.
+// One thread: asks for the first weights, into L2 and no farther.  It may do so while the kernel before still runs, whoever
+// wrote the weights.
 template <class C>
 __device__ void prefetch_weights(const Arguments& args, const typename C::Smem& smem) {
   Walk<C::kCluster> walk(smem.plan, args.p, C::kMaxTokens, C::kStageGroups);
   Segment s;
   if (!walk.next(s)) return;
   const int first_block = s.row_tile * C::kConsumers;
-  const int end = s.first_group + min(s.groups, C::kStages * C::kStageGroups);
+  const int end = s.first_group + min(s.groups, kEarlyStages * C::kStageGroups);
 #pragma unroll 1
   for (int g = s.first_group; g < end; g += C::kStageGroups) {
     ptx::prefetch_box(&args.codes_map, 0, g * 32, first_block, s.expert);
@@ -111,13 +134,18 @@ __device__ __forceinline__ void consume(const Arguments& args, typename C::Smem&
     const int row = row_block * kTileRows + at.thread / 32 * 16 + at.thread % 32 / 4;
     store_float<kTokens>(p, acc, scale, s.first_row, s.tokens, row);
   } else {
-    store_half<kTokens>(args, acc, scale, s.first_row, s.tokens, row_block, smem.out[at.consumer], 1 + at.consumer,
-                        at.thread);
+    uint8_t* staging = smem.out[at.consumer];
+    if constexpr (C::kStoresByCopy) {
+      store_by_copy<kTokens>(args, acc, scale, s.first_row, s.tokens, row_block, staging, 1 + at.consumer, at.thread);
+    } else {
+      store_by_warps<kTokens>(p, acc, scale, s.first_row, s.tokens, row_block,
+                              staging + at.thread / 32 * (C::kMaxTokens * 32), at.thread);
+    }
   }
 }
 
 template <class C>
-__global__ void __launch_bounds__(C::kThreads, 1) kernel(const __grid_constant__ Arguments args) {
+__global__ void __launch_bounds__(C::kThreads, C::kRoom) kernel(const __grid_constant__ Arguments args) {
   extern __shared__ __align__(1024) uint8_t shared[];
   auto& smem = *reinterpret_cast<typename C::Smem*>(shared);
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
@@ -126,7 +154,7 @@ __global__ void __launch_bounds__(C::kThreads, 1) kernel(const __grid_constant__
     ptx::prefetch_map(&args.codes_map);
     ptx::prefetch_map(&args.scale_map);
     for (int i = 0; i < C::kStages; ++i) {
-      ptx::barrier_init(&smem.full[i], 1);
+      ptx::barrier_init(&smem.full[i], 2);
       ptx::barrier_init(&smem.empty[i], 4 * C::kConsumers);
     }
     for (int i = 0; i < 2; ++i) {
@@ -144,17 +172,21 @@ __global__ void __launch_bounds__(C::kThreads, 1) kernel(const __grid_constant__
   make_plan<C::kThreads>(args.p, row_tiles, C::kMaxTokens, smem.plan);
 
   if (warp >= 4 * C::kConsumers) {
-    if constexpr (C::kMovesRegisters) ptx::registers_give<C::kLoaderRegisters>();
+    ptx::registers_give<C::kLoaderRegisters>();
     if (warp == 4 * C::kConsumers && ptx::elect_one()) {
       if (waits_late) {
         prefetch_weights<C>(args, smem);
         wait_for_previous();
       }
-      produce<C>(args, smem);
+      bring_weights<C>(args, smem);
+    }
+    if (warp == 4 * C::kConsumers + 1 && ptx::elect_one()) {
+      wait_for_previous();  // done already, unless this block waits late
+      bring_tokens<C>(args, smem);
     }
   } else {
-    if constexpr (C::kMovesRegisters) ptx::registers_take<C::kConsumerRegisters>();
-    wait_for_previous();  // done already, unless this block waits late
+    ptx::registers_take<C::kConsumerRegisters>();
+    wait_for_previous();
     const Place at = find_place<C>(smem, args.p.weight_scale_float);
     Walk<C::kCluster> walk(smem.plan, args.p, C::kMaxTokens, C::kStageGroups);
     Pipeline<C> pipe;
@@ -167,7 +199,7 @@ __global__ void __launch_bounds__(C::kThreads, 1) kernel(const __grid_constant__
       C::Tokens::dispatch(s.tokens, [&]<int kTokens>() { consume<C, kTokens>(args, smem, pipe, tile, s, at); });
       more = walk.next(s);
     }
-    ptx::stores_have_read();
+    if constexpr (C::kStoresByCopy) ptx::stores_have_read();
   }
   if constexpr (C::kCluster > 1) {  // no block leaves while the other may still write to it
     __syncwarp();

@@ -98,6 +98,7 @@ const char* launch(const Params& p, cudaStream_t stream) {
   constexpr size_t kShared = sizeof(typename C::Smem);
   int blocks = 0;
   cudaError_t error = one_a_multiprocessor(kernel<C>, kShared, &blocks);
+  blocks *= C::kBlocks;
   if constexpr (C::kCluster > 1) {
     if (error == cudaSuccess) error = clusters_at_once<C>(kShared, blocks, &blocks);
   }
@@ -110,8 +111,9 @@ const char* launch(const Params& p, cudaStream_t stream) {
   if (const char* wrong = describe_all<C>(args)) return wrong;
   if (p.split_groups > 0) {
     const size_t slots = static_cast<size_t>(blocks) * C::kConsumers;
-    const char* wrong = workspace(stream, slots * sizeof(uint32_t), slots * C::kMaxTokens * 64 * sizeof(float),
-                                  &args.ready, &args.partial);
+    const char* wrong = workspace(stream, C::kFlags ? slots * sizeof(uint32_t) : 0,
+                                  slots * C::kMaxTokens * kTileRows * sizeof(float), &args.ready, &args.partial,
+                                  C::kFlags ? WorkspaceUser::kLargeTiles : WorkspaceUser::kSmallTiles);
     if (wrong != nullptr) return wrong;
   }
   error = launch_overlapped<Residence::kAny, C::kCluster>(kernel<C>, blocks, C::kThreads, kShared, stream, args);

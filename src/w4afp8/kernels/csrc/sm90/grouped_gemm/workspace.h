@@ -11,10 +11,11 @@
 
 namespace w4afp8 {
 
-enum class WorkspaceUser : int { kGroupedGemm, kLayer };  // each has its own, because each leaves flags its own way
+// Each has its own, because each leaves words its own way.
+enum class WorkspaceUser : int { kSmallTiles, kLargeTiles, kLayer };
 
 // Returns null, or what went wrong.
 const char* workspace(cudaStream_t stream, size_t flag_bytes, size_t data_bytes, uint32_t** flags, float** data,
-                      WorkspaceUser user = WorkspaceUser::kGroupedGemm);
+                      WorkspaceUser user);
 
 }  // namespace w4afp8

@@ -1,7 +1,0 @@
-#include "../launch.cuh"
-
-namespace w4afp8::grouped_gemm {
-const char* launch_t128c(const Params& p, cudaStream_t stream) {
-  return launch<Config<2, TokenCounts<96, 112, 128>, 3, 2, false, 2>>(p, stream);
-}
-}  // namespace w4afp8::grouped_gemm

@@ -1,7 +1,0 @@
-#include "../launch.cuh"
-
-namespace w4afp8::grouped_gemm {
-const char* launch_t48c(const Params& p, cudaStream_t stream) {
-  return launch<Config<3, TokenCounts<32, 40, 48>, 5, 2, false, 2>>(p, stream);
-}
-}  // namespace w4afp8::grouped_gemm
