@@ -6,10 +6,10 @@
                                            [--peer humming] [--codes 7] [--most 4] [--out FILE.jsonl] [--limit-s 230]
     python benchmarks/bench_gemm_builds.py --prepare humming --cells all     # beforehand: what the peer compiles
 
-Each build is served by a process of its own, all with this checkout's Python.  A cell's likely schedules (those the
-cost model puts near its best, and the tuned one) are compared with float64, looked at, and the fastest with and without
-clusters timed in full, build after build and then in the reverse order, so that a warmer card favours none.  What is
-faster by less than the difference of a build's own two times is noise.
+Each build is served by a process of its own, all with this checkout's Python.  A cell's likely schedules (of each
+family of kernels up to --most that the cost model puts near its best, and the tuned one) are compared with float64,
+looked at, and the fastest with and without clusters timed in full, build after build and then in the reverse order, so
+that a warmer card favours none.  What is faster by less than the difference of a build's own two times is noise.
 
 `--cells all`: every named GEMM at every number of tokens, in three rounds of which each has all GEMMs and every
 regime, so that a run that ends early is a sample; weights stay in memory for the next round.  `--codes 7`: weights
@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from string import digits
 from typing import Any
 
 import torch
@@ -45,22 +46,27 @@ from w4afp8.measure.shapes import Gemm
 from w4afp8.measure.stand import spelled
 from worker import CellError, Worker
 
-NEAR, MOST = 1.4, 6  # of the cheapest by the cost model; so many rows of either kind
+NEAR, MOST = 1.4, 6  # of the cheapest by the cost model; so many rows of a family
 ROUNDS = ((64, 1024, 1, 4096), (256, 16, 2048, 8), (512, 128, 32, 8192))  # of `--cells all`
 
 
+def family(row: Schedule) -> str:
+    """Its name without the number: kernels that differ in more than the tokens of a tile."""
+    return row.kernel.translate(dict.fromkeys(map(ord, digits)))
+
+
 def likely(gemm: Gemm, rows: int, clusters: Sequence[int] = (1, 2), most: int = MOST) -> list[Schedule]:
-    """The schedules worth a look for so many rows of x, those of one block and those of a cluster of two."""
+    """The schedules worth a look for so many rows of x, of every family the cheapest and the one in the table."""
     problem = Problem(rows, gemm.experts, gemm.rows, gemm.cols)
     runs = [row for row in schedules.ROWS if not row.refusals(problem)]
-    least = min(schedules.cost_us(problem, row) for row in runs)
+    cost = {row: schedules.cost_us(problem, row) for row in runs}
     measured = tuned.lookup(gemm.experts, gemm.rows, gemm.cols, rows)
-    found = []
-    for cluster in clusters:
-        kind = sorted((r for r in runs if r.cluster == cluster), key=lambda r: schedules.cost_us(problem, r))
-        near = [r for r in kind if schedules.cost_us(problem, r) <= NEAR * least][:most]
-        found += near + [r for r in kind if (r.kernel, r.split_groups) == measured and r not in near]
-    return found
+    kinds: dict[str, list[Schedule]] = {}
+    for row in sorted((row for row in runs if row.cluster in clusters), key=lambda row: cost[row]):
+        kind = kinds.setdefault(family(row), [])
+        if (len(kind) < most and cost[row] <= NEAR * min(cost.values())) or (row.kernel, row.split_groups) == measured:
+            kind.append(row)
+    return [row for kind in kinds.values() for row in kind]
 
 
 def fastest(looks: dict[str, float], cluster: bool) -> str | None:
@@ -168,7 +174,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("builds.jsonl"))
     parser.add_argument("--limit-s", type=float, default=230.0)
     parser.add_argument("--codes", type=int, choices=(7, 8), default=8, help="the largest size of a code")
-    parser.add_argument("--most", type=int, default=MOST, help="so many schedules of either kind are looked at")
+    parser.add_argument("--most", type=int, default=MOST, help="so many schedules of a family are looked at")
     parser.add_argument("--prepare", metavar="PEER", help="only let the peer compile what it runs in these cells")
     options = parser.parse_args()
     begin = time.monotonic()
