@@ -1,7 +1,7 @@
 // W4AFP8 grouped GEMM for SM90.  out[t, n] = x_scale[t] * sum_g weight_scale[n, g] * sum_k x[t, k] * code[n, k].
 //
 // Operands are swapped: the weights are wgmma's A (64 rows), made into e4m3 in registers on the way; the tokens are its
-// N (8 .. 160), read from shared memory.  Two threads stream codes, scales and x through a ring of stages with the bulk
+// N (8 .. 160), read from shared memory.  One thread streams codes, scales and x through a ring of stages with the bulk
 // copy engine; each consumer warpgroup owns 64 output rows.  Every 128 inputs, one scale group, the product is promoted:
 // acc += weight_scale * product, in float32.
 #pragma once
@@ -16,44 +16,11 @@
 
 namespace w4afp8::grouped_gemm {
 
-// Consumers that look ahead fetch two groups after the last, too: let them read something.
+// One thread: keeps the ring full, three copies a stage.  Row blocks beyond the expert's last are filled with zeros.
 template <class C>
-__device__ __forceinline__ void finish(const Arguments& args, typename C::Smem& smem, Ring<C::kStages>& ring) {
-  if (C::kStageGroups == 2 && !args.looks_ahead) return;
-  for (int g = 0; g < 2; g += C::kStageGroups, ring.advance()) {
-    ptx::barrier_wait(&smem.empty[ring.stage], ring.phase ^ 1);
-    ptx::barrier_arrive(&smem.full[ring.stage]);
-  }
-}
-
-// Two threads keep the ring full, so that where a tile is a stage or two the one's way to the next tile is not the other's.
-// This one brings weights and their scales.  Row blocks beyond the expert's last are filled with zeros.
-template <class C>
-__device__ void bring_weights(const Arguments& args, typename C::Smem& smem) {
+__device__ void produce(const Arguments& args, typename C::Smem& smem) {
   const Params& p = args.p;
-  const int bytes = C::kStageGroups * C::kConsumers * (kTileBytes + kTileRows * (p.weight_scale_float ? 4 : 2));
-  Walk<C::kCluster> walk(smem.plan, p, C::kMaxTokens, C::kStageGroups);
-  Ring<C::kStages> ring;
-  Segment s;
-  while (walk.next(s)) {
-    const int first_block = s.row_tile * C::kConsumers;
-    const uint64_t policy = s.shared ? ptx::kEvictNormal : ptx::kEvictFirst;
-#pragma unroll 1
-    for (int g = s.first_group; g < s.first_group + s.groups; g += C::kStageGroups, ring.advance()) {
-      uint64_t* full = &smem.full[ring.stage];
-      ptx::barrier_wait(&smem.empty[ring.stage], ring.phase ^ 1);
-      ptx::barrier_expect(full, bytes);
-      ptx::copy_box(smem.codes[ring.stage], &args.codes_map, 0, g * 32, first_block, s.expert, full, policy);
-      ptx::copy_box(smem.scale[ring.stage].bytes, &args.scale_map, g * kTileRows, first_block, s.expert, full, policy);
-    }
-  }
-  finish<C>(args, smem, ring);
-}
-
-// And this one x, and its scales where they are per token.
-template <class C>
-__device__ void bring_tokens(const Arguments& args, typename C::Smem& smem) {
-  const Params& p = args.p;
+  const int weight_bytes = C::kConsumers * (kTileBytes + kTileRows * (p.weight_scale_float ? 4 : 2));
   Walk<C::kCluster> walk(smem.plan, p, C::kMaxTokens, C::kStageGroups);
   const int rank = Team<C::kCluster>::rank();
   const bool token_scales = p.x_scale_stride == 1 && !C::kGroupScale;
@@ -70,12 +37,17 @@ __device__ void bring_tokens(const Arguments& args, typename C::Smem& smem) {
     }
     const CUtensorMap* x_map = &args.x_map[C::Tokens::index(s.tokens)];
     const int x_bytes = C::Tokens::count(s.tokens) * kTileCols;
+    const int bytes = C::kStageGroups * (weight_bytes + x_bytes);
+    const int first_block = s.row_tile * C::kConsumers;
+    const uint64_t policy = s.shared ? ptx::kEvictNormal : ptx::kEvictFirst;
 #pragma unroll 1
     for (int g = s.first_group; g < s.first_group + s.groups; g += C::kStageGroups, ring.advance()) {
       uint64_t* full = &smem.full[ring.stage];
       ptx::barrier_wait(&smem.empty[ring.stage], ring.phase ^ 1);
-      ptx::barrier_expect(full, C::kStageGroups * x_bytes);
+      ptx::barrier_expect(full, bytes);
       if constexpr (C::kCluster > 1) ptx::barrier_arrive_at(&smem.peer_free[ring.stage], rank ^ 1);
+      ptx::copy_box(smem.codes[ring.stage], &args.codes_map, 0, g * 32, first_block, s.expert, full, policy);
+      ptx::copy_box(smem.scale[ring.stage].bytes, &args.scale_map, g * kTileRows, first_block, s.expert, full, policy);
       if constexpr (C::kCluster == 1) {
         ptx::copy_box(smem.x[ring.stage], x_map, 0, s.first_row, g, full, ptx::kEvictNormal);
       } else {  // one group of the stage for both blocks; the other block sends the other group
@@ -85,7 +57,12 @@ __device__ void bring_tokens(const Arguments& args, typename C::Smem& smem) {
       }
     }
   }
-  finish<C>(args, smem, ring);
+  if (C::kStageGroups == 2 && !args.looks_ahead) return;
+  // Consumers that look ahead fetch two groups after the last, too: let them read something.
+  for (int g = 0; g < 2; g += C::kStageGroups, ring.advance()) {
+    ptx::barrier_wait(&smem.empty[ring.stage], ring.phase ^ 1);
+    ptx::barrier_arrive(&smem.full[ring.stage]);
+  }
 }
 
 // One thread: asks for the first weights, into L2 and no farther.  It may do so while the kernel before still runs, whoever
@@ -154,7 +131,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kRoom) kernel(const __grid_con
     ptx::prefetch_map(&args.codes_map);
     ptx::prefetch_map(&args.scale_map);
     for (int i = 0; i < C::kStages; ++i) {
-      ptx::barrier_init(&smem.full[i], 2);
+      ptx::barrier_init(&smem.full[i], 1);
       ptx::barrier_init(&smem.empty[i], 4 * C::kConsumers);
     }
     for (int i = 0; i < 2; ++i) {
@@ -178,15 +155,11 @@ __global__ void __launch_bounds__(C::kThreads, C::kRoom) kernel(const __grid_con
         prefetch_weights<C>(args, smem);
         wait_for_previous();
       }
-      bring_weights<C>(args, smem);
-    }
-    if (warp == 4 * C::kConsumers + 1 && ptx::elect_one()) {
-      wait_for_previous();  // done already, unless this block waits late
-      bring_tokens<C>(args, smem);
+      produce<C>(args, smem);
     }
   } else {
     ptx::registers_take<C::kConsumerRegisters>();
-    wait_for_previous();
+    wait_for_previous();  // done already, unless this block waits late
     const Place at = find_place<C>(smem, args.p.weight_scale_float);
     Walk<C::kCluster> walk(smem.plan, args.p, C::kMaxTokens, C::kStageGroups);
     Pipeline<C> pipe;
