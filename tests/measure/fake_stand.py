@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,23 @@ from w4afp8.measure.timing import Call, Timing
 
 ABOUT = {"device": "a Hopper", "driver": "999.1", "cuda": "13.0", "torch": "2.13", "w4afp8": "0", "date": "2026-11-21"}
 MACHINE = Machine({16: 5.0, 64: 16.0, 4096: 900.0}, 1.5e9)
+
+
+class InProcess:
+    """A worker of benchmarks/worker.py whose server is here; everything passes through JSON."""
+
+    def __init__(self, name: str, server: object) -> None:
+        self.name, self.server, self.said = name, server, [""]
+
+    def send(self, verb: str, *words: Any) -> None:
+        self.said.append(json.dumps(getattr(self.server, verb)(*json.loads(json.dumps(words)))))
+
+    def answer(self) -> Any:
+        return json.loads(self.said.pop())
+
+    def ask(self, verb: str, *words: Any) -> Any:
+        self.send(verb, *words)
+        return self.answer()
 
 
 @dataclass

@@ -70,9 +70,16 @@ KINDS = {"t": (False, "bfloat16"), "s": (False, "bfloat16"), "f": (False, "float
 
 ROWS = tuple(
     Schedule(
-        kernel, consumers, tokens, stage_groups, split, group_scale,
-        cluster=2 if kernel.endswith("c") else 1, weight_scales=scales, blocks=2 if kernel.endswith("d") else 1,
-    )  # fmt: skip
+        kernel,
+        consumers,
+        tokens,
+        stage_groups,
+        split,
+        group_scale,
+        cluster=2 if kernel.endswith("c") else 1,
+        weight_scales=scales,
+        blocks=2 if kernel.endswith("d") else 1,
+    )
     for kernel, consumers, tokens, stage_groups in (
         ("t8", 4, 8, 2),
         ("t16", 4, 16, 2),

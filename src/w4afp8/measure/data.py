@@ -13,7 +13,7 @@ from torch import Tensor
 
 from w4afp8.kernels.calls import GemmCall, MoECall
 from w4afp8.kernels.checks import FP8
-from w4afp8.kernels.layout import TILE_BYTES, TILE_COLS, TILE_ROWS
+from w4afp8.kernels.layout import TILE_BYTES, TILE_COLS, TILE_ROWS, store_codes
 from w4afp8.measure.shapes import Gemm, Layer
 
 BEYOND_L2_BYTES = 400e6  # of weights that a replay cycles over; L2 holds 60 MB
@@ -21,7 +21,7 @@ BEYOND_L2_BYTES = 400e6  # of weights that a replay cycles over; L2 holds 60 MB
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """One op's weight: sm90 bytes (every byte is two codes of -8..7) and bfloat16 group scales."""
+    """One op's weight: sm90 bytes (any byte is two codes of -8..7) and bfloat16 group scales."""
 
     codes: Tensor
     scale: Tensor
@@ -71,11 +71,15 @@ def routings(gemm: Gemm, tokens: int, device: torch.device) -> list[Routing]:
 
 
 def weight(gemm: Gemm, device: torch.device) -> Weight:
-    """Random bytes of one GEMM's experts."""
+    """Random codes of one GEMM's experts."""
     tiles = (gemm.experts, gemm.rows // TILE_ROWS, gemm.cols // TILE_COLS)
     codes = torch.empty((*tiles, TILE_BYTES), dtype=torch.uint8, device=device)
-    for expert in codes:
-        expert.random_(0, 256)
+    for e in range(gemm.experts):
+        if gemm.least == -8:
+            codes[e].random_(0, 256)
+        else:
+            drawn = torch.randint(gemm.least, 8, (1, gemm.rows, gemm.cols), dtype=torch.int8, device=device)
+            codes[e] = store_codes(drawn)[0]
     return Weight(codes, ((torch.rand((*tiles, TILE_ROWS), device=device) + 0.5) * 0.01).bfloat16())
 
 

@@ -31,6 +31,7 @@ class Gemm:
     routed: int = 1  # experts that the router chooses from, over all ranks
     top_k: int = 0
     gathers: bool = False  # x is one row a token, not one a choice
+    least: int = -8  # of the weight's codes, the largest is 7; a peer may be faster where it is -7
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,29 +29,39 @@ def refuse_foreign(path: Path, device: str) -> None:
         raise RecipeError(f"{path}: is the table of {measured_on}, this is {device}; give another -o")
 
 
-def write(path: Path, found: Iterable[Found], about: Mapping[str, str], made_by: str, keep: bool = True) -> int:
+def write(
+    path: Path, found: Iterable[Found], about: Mapping[str, str], made_by: str, keep: bool = True, near: float = 1.0
+) -> int:
     """Write the problems found over those of the table that may stand there; returns how many the table holds.
 
-    A problem found replaces the row of the same weight and number of rows; every other row stays, unless not `keep`.
+    A problem found replaces the rows of the same weight whose number is the same, or within a factor of `near`; every
+    other row stays, unless not `keep`, or its kernel is no more.
     """
     gemms: Rows = {}
     ways: Rows = {}
     if keep and path.exists():
         old = tuned.parse(path)
-        gemms = {shape: {r: (kernel, split) for r, kernel, split in rows} for shape, rows in old.schedules.items()}
-        ways = {shape: {r: (kernel,) for r, kernel in rows} for shape, rows in old.layers.items()}
+        there = {(row.kernel, row.split_groups) for row in schedules.ROWS}
+        for shape, rows in old.schedules.items():
+            gemms[shape] = {r: (kernel, split) for r, kernel, split in rows if (kernel, split) in there}
+        one = {row.kernel for row in layers.ROWS} | {tuned.SEVERAL}
+        ways = {shape: {r: (kernel,) for r, kernel in rows if kernel in one} for shape, rows in old.layers.items()}
+    found = list(found)
+    for f in found:
+        part = ways if isinstance(f.best, str) else gemms
+        part[f.key] = {r: e for r, e in part.get(f.key, {}).items() if max(r / f.rows, f.rows / r) > near}
     for f in found:
         if isinstance(f.best, str):
-            ways.setdefault(f.key, {})[f.rows] = (f.best,)
+            ways[f.key][f.rows] = (f.best,)
         else:
-            gemms.setdefault(f.key, {})[f.rows] = (f.best.kernel, f.best.split_groups)
+            gemms[f.key][f.rows] = (f.best.kernel, f.best.split_groups)
     content = {"what": WHAT, "made_by": made_by, **about}
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_bytes(path, _text(content, {"schedules": gemms, "layers": ways}).encode())
     tuned.forget()
     schedules.forget()
     layers.forget()
-    return sum(len(measured) for part in (gemms, ways) for measured in part.values())
+    return sum(len(rows) for part in (gemms, ways) for rows in part.values())
 
 
 def _text(head: Mapping[str, Any], parts: Mapping[str, Rows]) -> str:

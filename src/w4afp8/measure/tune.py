@@ -70,7 +70,7 @@ def _layer(layer: Layer, tokens: Sequence[int], stand: Stand, on_progress: Progr
             yield best
         if won:
             step = _step(on_progress, layer.name, done, tokens, len(WAYS))
-            yield _way(layer, m, whole, tuple(won), stand, step)
+            yield fastest_way(layer, m, whole, tuple(won), stand, step)
 
 
 def _alone(stand: Stand, calls: Sequence[GemmCall]) -> Timed:
@@ -87,6 +87,9 @@ def _several(stand: Stand, whole: Sequence[MoECall], pins: tuple[Pin, ...]) -> l
 
 def _pinned(choices: Sequence[Pin], call: Call) -> None:
     """One layer under these schedules: the choice is made anew, past what is cached."""
+    if not choices:
+        call()
+        return
     (gemm, row), *rest = choices
     with tuned.pinned(f"{gemm.experts} {gemm.rows} {gemm.cols}", row.kernel, row.split_groups):
         if rest:
@@ -124,7 +127,7 @@ def _schedule(
     return Found(gemm, tokens, rows, result.best, result.timing, before, result.tried, result.wrong, result.refused)
 
 
-def _way(
+def fastest_way(
     layer: Layer,
     tokens: int,
     whole: Sequence[MoECall],
@@ -132,7 +135,10 @@ def _way(
     stand: Stand,
     on_way: Callable[[int], None],
 ) -> Found:
-    """One launch or several, these under the schedules that won; verified on the first call."""
+    """One launch or several, these under the schedules that won, else the chosen ones; verified on the first call.
+
+    Raises: KernelError when no way is right.
+    """
     call = whole[0]
     asked = sm90.layer_of(call)
     exact = truth.sample_layer(call)

@@ -6,7 +6,7 @@ No file here holds code of a peer.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -44,6 +44,8 @@ class Peer:
     version: Callable[[], str | None]  # None when it cannot be imported
     gemm: Callable[[Gemm, int], PeerGemm]  # (problem, number of weights)
     layer: Callable[[Layer], PeerLayer]
+    # Compiles beforehand, on every core, what it will run with so many rows of x of each; how many modes of a problem.
+    prepare: Callable[[Mapping[Gemm, Sequence[int]]], int] = lambda problems: 0
 
 
 def names() -> tuple[str, ...]:

@@ -1,14 +1,17 @@
 """Humming, driven through its public entry points: `HummingLayer`, `process_input`, its own tuner's choice.
 
-GEMMs run in both of its modes and the faster one counts.  It has no layer of its own: the layer here is its two GEMMs
-between this package's routing, SwiGLU and weighted sum, and the sorting that its indexed mode needs is done beforehand.
+GEMMs run in both of its modes and the faster one counts.  Weights that hold a code -8 are its int4; without one they
+are signs and magnitudes, its float4e0m3, into which it converts such weights itself.  It has no layer of its own: the
+layer here is its two GEMMs between this package's routing, SwiGLU and weighted sum, and the sorting that its indexed
+mode needs is done beforehand.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
@@ -26,9 +29,11 @@ from w4afp8.measure.peers import Peer
 from w4afp8.measure.shapes import Gemm, Layer
 from w4afp8.measure.timing import Call, Timer, Timing
 
-WEIGHT = {"quant_method": "humming", "dtype": "int4", "group_size": 128, "scale_dtype": "bfloat16"}
+WEIGHT = {"quant_method": "humming", "group_size": 128, "scale_dtype": "bfloat16"}
+DTYPES = {-8: "int4", -7: "float4e0m3"}  # by the least code; any four bits are a code of either
 INPUT = {"quant_method": "humming", "dtype": "float8e4m3"}
 DEVICE = "cuda"
+ABREAST = 3  # modes prepared at once, each compiles its tiles side by side
 GROUPED = ("indexed", "grouped_contiguous")
 
 log = logging.getLogger(__name__)
@@ -42,13 +47,14 @@ def _version() -> str | None:
 
 
 def _weight(gemm: Gemm) -> Any:
-    """Random codes -8..7 and scales of one GEMM, in Humming's layout."""
+    """Random codes and scales of one GEMM, in Humming's layout."""
     from humming.layer import HummingLayer
 
     kind = {"num_experts": gemm.experts} if gemm.experts > 1 else {}
     with torch.device(DEVICE):
         layer = HummingLayer(
-            shape_n=gemm.rows, shape_k=gemm.cols, weight_config=dict(WEIGHT), input_config=dict(INPUT),
+            shape_n=gemm.rows, shape_k=gemm.cols, weight_config={**WEIGHT, "dtype": DTYPES[gemm.least]},
+            input_config=dict(INPUT),
             torch_dtype=torch.bfloat16, **kind,
         )  # fmt: skip
     layer = layer.cuda()
@@ -63,6 +69,14 @@ def _weight(gemm: Gemm) -> Any:
     del weight, scale
     torch.cuda.empty_cache()
     return layer
+
+
+def _modes(gemm: Gemm) -> tuple[str, ...]:
+    return GROUPED if gemm.experts > 1 else ("dense",)
+
+
+def _config(mode: str) -> str:
+    return json.dumps({"gemm_type": mode} if mode != "dense" else {})
 
 
 def _tile(layer: Any, mode: str, count: int) -> dict[str, Any]:
@@ -84,7 +98,7 @@ def _arguments(
         "input_scale": scale,
         "outputs": torch.empty((len(q), gemm.rows), device=DEVICE, dtype=torch.bfloat16),
         "valid_shape_m": count,
-        "compute_config": json.dumps({"gemm_type": mode} if mode != "dense" else {}),
+        "compute_config": _config(mode),
         "tuning_config": json.dumps([[0, 1 << 30, tile]]),
     }
     if mode == "indexed" and offsets is not None:
@@ -118,6 +132,44 @@ def _fastest(found: dict[str, tuple[Timing, str]]) -> PeerTime | None:
     return PeerTime("humming", timing.us, timing.spread_us, f"{mode} {tile}".strip())
 
 
+def _quantized(config: Any, rows: int, cols: int) -> tuple[Tensor, Tensor]:
+    """Random x in e4m3 and its scales, by Humming's own quantizer."""
+    from humming import ops
+
+    x = torch.randn((rows, cols), device=DEVICE, dtype=torch.bfloat16)
+    q, s1, s2 = ops.process_input(
+        x, quant_mode=config.input_quant_mode.value, quant_dtype=str(config.a_dtype),
+        group_scale_dtype=str(config.as_dtype),
+    )  # fmt: skip
+    return q, s1 if s1 is not None else s2
+
+
+def _prepare(problems: Mapping[Gemm, Sequence[int]]) -> int:
+    """Into Humming's cache on disk: the GPU is used for what makes the configurations, then only processors."""
+    from humming.kernel.humming import HummingKernel
+
+    wanted: list[tuple[str, str, str]] = []
+    for gemm, counts in problems.items():
+        layer = _weight(gemm)
+        _quantized(layer.humming_config, 1, gemm.cols)
+        for mode in _modes(gemm):
+            tiles = {json.dumps(_tile(layer, mode, count)): None for count in counts}
+            each = [[0, 1 << 30, json.loads(tile)] for tile in tiles]
+            wanted.append((layer.humming_config.to_str(), _config(mode), json.dumps(each)))
+        del layer
+
+    def compiled(one: tuple[str, str, str]) -> bool:
+        try:
+            HummingKernel.prepare_kernels(*one, device=0)
+        except Exception as error:  # it will be said again where it is timed
+            log.warning("humming: %s", error)
+            return False
+        return True
+
+    with ThreadPoolExecutor(ABREAST) as pool:
+        return sum(pool.map(compiled, wanted))
+
+
 class _Gemm:
     """One weight, or several of a dense layer."""
 
@@ -126,7 +178,7 @@ class _Gemm:
 
     def time(self, tokens: int, routings: Sequence[Routing], clock: Timer) -> PeerTime | None:
         found = {}
-        for mode in GROUPED if self.gemm.experts > 1 else ("dense",):
+        for mode in _modes(self.gemm):
             try:
                 calls, tile = self._calls(mode, routings)
                 found[mode] = (clock(calls), tile)
@@ -135,18 +187,11 @@ class _Gemm:
         return _fastest(found)
 
     def _calls(self, mode: str, routings: Sequence[Routing]) -> tuple[list[Call], str]:
-        from humming import ops
-
         calls: list[Call] = []
         for i in range(max(len(routings), len(self.layers))):
             r, layer = routings[i % len(routings)], self.layers[i % len(self.layers)]
-            config, tile = layer.humming_config, _tile(layer, mode, r.rows)
-            x = torch.randn((r.rows, self.gemm.cols), device=DEVICE, dtype=torch.bfloat16)
-            q, s1, s2 = ops.process_input(
-                x, quant_mode=config.input_quant_mode.value, quant_dtype=str(config.a_dtype),
-                group_scale_dtype=str(config.as_dtype),
-            )  # fmt: skip
-            scale = s1 if s1 is not None else s2
+            tile = _tile(layer, mode, r.rows)
+            q, scale = _quantized(layer.humming_config, r.rows, self.gemm.cols)
             calls.append(partial(layer, **_arguments(mode, self.gemm, tile, q, scale, r.offsets, r.rows)))
         return calls, f"{tile['mma_type']} {tile['block_shape']}"
 
@@ -195,4 +240,4 @@ class _Layer:
         return run
 
 
-PEER = Peer("humming", "pip install humming-kernels", _version, _Gemm, _Layer)
+PEER = Peer("humming", "pip install humming-kernels", _version, _Gemm, _Layer, _prepare)

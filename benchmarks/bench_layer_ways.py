@@ -1,0 +1,163 @@
+#!/usr/bin/env python3
+"""Times every way of the fused MoE layer beside the others in one run, and a peer's layer beside them.
+
+    python benchmarks/bench_layer_ways.py [--cells R1:1,8,64 TP8:1] [--peer humming] [--out FILE.jsonl] [--limit-s 110]
+
+The ways: every kernel of one launch that can run the cell (`kernels/layers.py`), and several launches under the
+schedules that the tables choose.  Each is compared with the plain twin, looked at, and timed in full when it is near
+the fastest, as `w4afp8 tune moe` does; the fastest way is the cell's time.
+
+One JSON line a cell, as `w4afp8 bench moe --out` writes them, with `way`, `ways` (microseconds of each) and `wrong`
+beside.  A cell that stands in FILE already is not measured again; after --limit-s no further cell is begun.  A cell
+that fails or hangs is said, its process is started anew, the next cell is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench_gemm_builds import measured
+from w4afp8.kernels.calls import MoECall
+from w4afp8.measure import cells, data, stand, tune
+from w4afp8.measure.cells import Cell
+from w4afp8.measure.floor import Machine, Work, layer_work
+from w4afp8.measure.peers import get as get_peer
+from w4afp8.measure.shapes import NAMED
+from w4afp8.measure.stand import SEVERAL, Stand
+from worker import CellError, Worker, serve
+
+LAYERS = {shape.layer.name: shape.layer for shape in NAMED.values() if shape.layer}
+SERVE = (sys.executable, __file__, "--serve")
+# The bars' edges first, then a few of every regime, then the rest; weights stay in memory for the next round.
+ROUNDS: tuple[dict[str, tuple[int, ...]], ...] = (
+    {"TP8": (1, 8, 64, 256, 1024, 4096), "R1": (1, 8, 64, 512, 1024, 4096), "EP8": (8, 64, 512, 4096), "OSS": (8, 512)},
+    {"TP8": (16, 32, 128, 512, 2048), "R1": (128, 256, 2048), "EP8": (1, 32, 128, 1024), "OSS": (1, 64, 128, 4096)},
+    {"TP8": (8192,), "R1": (16, 32, 8192), "EP8": (16, 256, 2048, 8192), "OSS": (16, 32, 256, 1024, 2048, 8192)},
+)
+
+
+class Server:
+    """Measures layers."""
+
+    def __init__(self, on: Stand) -> None:
+        self.on = on
+        self.weights: dict[str, tuple[data.Weight, data.Weight]] = {}
+        self.theirs: dict[str, Any] = {}
+        self.calls: list[MoECall] = []
+
+    def cell(self, name: str, tokens: int) -> dict[str, Any]:
+        """One cell without the peer: what it is, the fastest way and all ways."""
+        layer = LAYERS[name]
+        if name not in self.weights:
+            gate_up, down = (data.weight(gemm, self.on.device) for gemm in layer.gemms)
+            self.weights[name] = gate_up, down
+        self.calls = []  # of the cell before
+        self.calls = data.layer_calls(layer, *self.weights[name], tokens)
+        counts = [data.local_counts(call) for call in self.calls]
+        works = [layer_work(layer, tokens, pairs, hit) for pairs, hit in counts]
+        found = tune.fastest_way(layer, tokens, self.calls, (), self.on, lambda way: None)
+        how = stand.layer_schedule(self.calls[0], SEVERAL) if found.chosen == SEVERAL else f"{found.chosen}, one launch"
+        return {
+            "rows": statistics.mean(pairs for pairs, _ in counts),
+            "hit": statistics.mean(hit for _, hit in counts),
+            "bytes": statistics.mean(work.bytes for work in works),
+            "flops": statistics.mean(work.flops for work in works),
+            "us": found.timing.us, "spread_us": found.timing.spread_us, "schedule": how,
+            "beside": {"way": found.chosen, "ways": dict(found.tried), "wrong": dict(found.wrong)},
+        }  # fmt: skip
+
+    def peer(self, peer: str, name: str) -> dict[str, Any] | None:
+        """The peer's time of the cell before."""
+        if name not in self.theirs:
+            self.theirs[name] = get_peer(peer).layer(LAYERS[name])
+        found = self.theirs[name].time(self.calls, self.on.time)
+        return found and {key: getattr(found, key) for key in cells.PeerTime.__dataclass_fields__}
+
+    def machine(self) -> dict[str, Any]:
+        """What this machine does at most, and what it is."""
+        return {**self.on.about, **self.on.ceilings().to_json()}
+
+
+def measure(
+    worker: Worker, name: str, tokens: int, machine: Machine, peer: str | None
+) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """One cell, and what stands beside."""
+    found = worker.ask("cell", name, tokens)
+    theirs, failed = None, None
+    try:
+        theirs = worker.ask("peer", peer, name) if peer else None
+    except CellError as error:  # what we measured stands
+        failed = error
+    work, beside = Work(found["bytes"], found["flops"]), found.pop("beside")
+    floor, bound, read = work.floor_us(machine), work.bound(machine), machine.read_us(work.bytes)
+    beside_ours = cells.PeerTime(**theirs) if theirs else None
+    yield Cell("moe", name, tokens, floor_us=floor, bound=bound, read_us=read, peer=beside_ours, **found), beside
+    if failed:
+        raise failed
+
+
+def parse_cells(words: Sequence[str]) -> list[tuple[str, int]]:
+    """R1:1,8 -> (R1, 1), (R1, 8); none: all, in rounds."""
+    rounds: Sequence[dict[str, Sequence[int]]] = ROUNDS  # type: ignore[assignment]
+    if words:
+        rounds = [{name: [int(m) for m in tokens.split(",")]} for name, _, tokens in (w.partition(":") for w in words)]
+    found = [(name, m) for one in rounds for name, tokens in one.items() for m in tokens]
+    if odd := [name for name, _ in found if name not in LAYERS]:
+        raise SystemExit(f"--cells {odd[0]}: expected one of {', '.join(LAYERS)} and numbers of tokens")
+    return found
+
+
+def line_of(cell: Cell, beside: dict[str, Any]) -> str:
+    """For whoever watches."""
+    words = [f"{cell.shape:4} {cell.tokens:5} x{cell.x_floor:.3f} {beside['way']:8} {cell.us:9.2f} "]
+    words += [f"{way} {us:.2f}" for way, us in beside["ways"].items() if way != beside["way"]]
+    words += [f"{cell.peer.name} {cell.peer.us:9.2f} {cell.ratio:.3f}"] if cell.peer else []
+    return " ".join([*words, str(beside["wrong"] or "")])
+
+
+def main() -> None:
+    """See the top of this file."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--cells", nargs="+", default=[], metavar="LAYER:TOKENS,...")
+    parser.add_argument("--peer")
+    parser.add_argument("--out", type=Path, default=Path("layers.jsonl"))
+    parser.add_argument("--limit-s", type=float, default=110.0)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve(Server(stand.hopper("bench_layer_ways")))
+        return
+    begin = time.monotonic()
+    done = {(name, m) for name, m, _ in measured(options.out, options.peer, "moe")}
+    wanted = [cell for cell in parse_cells(options.cells) if cell not in done]
+    worker = Worker.start("layers", SERVE)
+    try:
+        said = worker.ask("machine")
+    except CellError as error:
+        raise SystemExit(str(error)) from None
+    machine, about = Machine.from_json(said), {key: value for key, value in said.items() if isinstance(value, str)}
+    cells.append(options.out, cells.machine_line(machine, about))
+    for number, (name, tokens) in enumerate(wanted):
+        if time.monotonic() - begin > options.limit_s:
+            print(f"not begun, {len(wanted) - number} cells from {name}:{tokens} on; call again with the same --out")
+            break
+        try:
+            for cell, beside in measure(worker, name, tokens, machine, options.peer):
+                cells.append(options.out, json.dumps({**json.loads(cells.cell_line(cell, about)), **beside}))
+                print(line_of(cell, beside), flush=True)
+        except CellError as error:
+            print(f"{name:4} {tokens:5} FAILED, {error}", flush=True)
+            worker = worker.again()
+    worker.end()
+    print(f"{time.monotonic() - begin:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
