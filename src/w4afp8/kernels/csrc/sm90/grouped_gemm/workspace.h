@@ -11,7 +11,7 @@
 
 namespace w4afp8 {
 
-enum class WorkspaceUser : int { kGroupedGemm, kLayer };  // each has its own, because each leaves flags its own way
+enum class WorkspaceUser : int { kGroupedGemm, kLayer, kFewPairs };  // each has its own, because each leaves flags its own way
 
 // Returns null, or what went wrong.
 const char* workspace(cudaStream_t stream, size_t flag_bytes, size_t data_bytes, uint32_t** flags, float** data,

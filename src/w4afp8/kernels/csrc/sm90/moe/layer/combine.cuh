@@ -35,7 +35,8 @@ __device__ __forceinline__ void combine(const Layer& p) {
 }
 
 // Few pairs: the row of each, as the quantizers find it.  A warp; `count` of the plan is its scratch.
-__device__ __forceinline__ void find_rows(const Layer& p, Plan& plan, int16_t* rows) {
+template <int kPairs>
+__device__ __forceinline__ void find_rows(const Layer& p, Plan<kPairs>& plan, int16_t* rows) {
   const int lane = threadIdx.x % 32, pairs = p.routing.tokens * p.routing.top_k, experts = p.routing.experts;
   for (int e = lane; e < experts; e += 32) plan.count[e] = 0;
   __syncwarp();

@@ -11,8 +11,9 @@
 namespace w4afp8::moe::layer {
 
 // All threads; ends with a barrier.
-template <int kTokens>
-__device__ void make_plan(const Layer& p, Plan& plan) {
+template <class C>
+__device__ void make_plan(const Layer& p, typename C::Plan& plan) {
+  constexpr int kTokens = C::kTokens;
   const Routing& r = p.routing;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, pairs = r.tokens * r.top_k;
   const int first = static_cast<int>(threadIdx.x) < pairs ? expert_of(r, threadIdx.x) : 0;  // under way over the barrier
@@ -53,7 +54,6 @@ __device__ void make_plan(const Layer& p, Plan& plan) {
   if (threadIdx.x == kThreads - 1) {
     plan.active = static_cast<int>(sum >> 48);
     plan.runs = static_cast<int>(sum >> 32 & 0xffff);
-    plan.local = static_cast<int>(sum & 0xffff);
   }
   __syncthreads();
 }
@@ -67,8 +67,8 @@ __device__ __forceinline__ int token_parts(const Layer& p) {
 // Where block c's equal share of a phase's work begins.
 struct Shares {
   int each, more;
-  __device__ Shares(const Layer& p, const Plan& plan, Phase phase) {
-    const int units = plan.runs * p.row_tiles[phase] * p.stages[phase], blocks = gridDim.x;
+  __device__ Shares(const Layer& p, int runs, Phase phase) {
+    const int units = runs * p.row_tiles[phase] * p.stages[phase], blocks = gridDim.x;
     each = units / blocks;
     more = units - each * blocks;
   }
@@ -81,16 +81,19 @@ struct Shares {
 };
 
 // Whether a block completes no more than two or three gate_up tiles.
-__device__ __forceinline__ bool tiles_are_few(const Layer& p, const Plan& plan) {
-  return plan.runs * p.row_tiles[kGateUp] <= 2 * static_cast<int>(gridDim.x);
+__device__ __forceinline__ bool tiles_are_few(const Layer& p, int runs) {
+  return runs * p.row_tiles[kGateUp] <= 2 * static_cast<int>(gridDim.x);
 }
 
 // One block's walk over its segments.  One thread takes it, and a block may ask for a tile every microsecond: a step
 // divides and searches nothing.
-template <int kTokens>
+template <class C>
 class Walk {
+  static constexpr int kTokens = C::kTokens;
+  using Plan = typename C::Plan;
+
  public:
-  __device__ Walk(const Layer& p, const Plan& plan) : p_(p), plan_(plan), shares_(p, plan, kGateUp) { enter(kGateUp); }
+  __device__ Walk(const Layer& p, const Plan& plan) : p_(p), plan_(plan), shares_(p, plan.runs, kGateUp) { enter(kGateUp); }
 
   __device__ bool next(Segment& s) {
     if (unit_ >= unit_end_) {
@@ -129,7 +132,7 @@ class Walk {
     // A gate_up tile takes two neighbouring row blocks of each half, a down tile four.
     tile_stages_ = (phase == kGateUp ? kConsumers / 2 : kConsumers) * stages_;
     expert_stages_ = p_.weight[phase].row_blocks * stages_;
-    shares_ = Shares(p_, plan_, phase);
+    shares_ = Shares(p_, plan_.runs, phase);
     unit_ = shares_.begin(blockIdx.x);
     unit_end_ = shares_.begin(blockIdx.x + 1);
     if (unit_ >= unit_end_) return;
