@@ -19,10 +19,13 @@ __device__ void make_plan(const Layer& p, typename C::Plan& plan) {
   const int first = static_cast<int>(threadIdx.x) < pairs ? expert_of(r, threadIdx.x) : 0;  // under way over the barrier
   for (int e = threadIdx.x; e < kMaxExperts; e += kThreads) plan.count[e] = 0;
   __syncthreads();
-  for (int pair = threadIdx.x; pair < pairs; pair += kThreads) {
-    const int e = pair < kThreads ? first : expert_of(r, pair);
+  const auto count = [&](int pair, int e) {
     plan.id[pair] = static_cast<uint16_t>(e);
     if (e < r.experts) atomicAdd(&plan.count[e], 1u);
+  };
+  if (static_cast<int>(threadIdx.x) < pairs) count(threadIdx.x, first);
+  if constexpr (C::kPairs > kThreads) {
+    for (int pair = threadIdx.x + kThreads; pair < pairs; pair += kThreads) count(pair, expert_of(r, pair));
   }
   __syncthreads();
   // One running sum of four numbers: rows, eights of rows, runs, experts.
