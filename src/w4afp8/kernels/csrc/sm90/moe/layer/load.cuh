@@ -73,6 +73,12 @@ __device__ void prefetch_weights(typename C::Smem& smem, Ring<kSegments> next, c
   }
 }
 
+// Whether a block fences while `phase` begins.
+template <class C>
+__device__ __forceinline__ bool fences(const Layer& p, int runs, Phase phase) {
+  return !C::kFew || (phase == kDown && !tiles_are_few(p, runs));
+}
+
 template <class C>
 __device__ void load_weights(const Layer& p, typename C::Smem& smem) {
   constexpr uint32_t kCodes = kStageGroups * kTileBytes;
@@ -99,8 +105,8 @@ __device__ void load_weights(const Layer& p, typename C::Smem& smem) {
       }
       ptx::barrier_wait(&smem.empty[ring.stage], ring.phase ^ 1);
       // More weights under way would only queue up, and a fence waits for all of them.  While a phase's first ring is
-      // filled, other blocks are waiting for this one's signals and there is nothing to multiply: fewer still.
-      const int most = asked - asked_before < C::kStages ? 1 : kInFlight;
+      // filled, other blocks are waiting for this one's fences and there is nothing to multiply: fewer still.
+      const int most = asked - asked_before < C::kStages && fences<C>(p, smem.plan.runs, phase) ? 1 : kInFlight;
 #pragma unroll 1
       for (; in_flight >= most; --in_flight, landed.advance()) {
         ptx::barrier_wait(&smem.weights_full[landed.stage], landed.phase);
