@@ -105,9 +105,9 @@ def test_one_launch_is_the_reference(case, kernel, static):
 
 @pytest.mark.gpu
 def test_calls_that_leave_other_signals_take_turns():
-    """Few pairs and many, by every kernel, on one stream: each leaves the scratch memory as its next user expects it."""
+    """Few pairs and many, by every kernel, on one stream: each finds the scratch memory as it expects it."""
     few, many = problem(3, 8, 2, 0, 8, 512, 256), problem(70, 8, 2, 0, 8, 256, 512, seed=1)
-    more = problem(30, 8, 2, 0, 8, 1024, 1536, seed=2)  # few pairs, too, wider rows and too many tiles to be few
+    more = problem(30, 32, 2, 0, 32, 256, 2048, seed=2)  # few pairs, too: more and other rows, too many tiles to be few
     runs = {id(made): [r for r in layers.ROWS if r is not FEW or made is not many] for made in (few, many, more)}
     first = {}
 
