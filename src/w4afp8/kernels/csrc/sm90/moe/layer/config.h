@@ -150,7 +150,6 @@ struct Config {
   static constexpr int kStages = kStages_;
   static constexpr bool kFew = kFew_;  // pairs
   static constexpr int kPairs = kFew ? kFewPairs : kMaxPairs;  // as many at most
-  static constexpr bool kPrefetches = !kFew;  // weights behind a full ring, into L2
   using Signals = layer::Signals<kPairs>;
   using State = layer::State<kPairs>;
   using Plan = layer::Plan<kPairs>;

@@ -73,12 +73,6 @@ __device__ void prefetch_weights(typename C::Smem& smem, Ring<kSegments> next, c
   }
 }
 
-// Whether a block fences while `phase` begins.
-template <class C>
-__device__ __forceinline__ bool fences(const Layer& p, int runs, Phase phase) {
-  return !C::kFew || (phase == kDown && !tiles_are_few(p, runs));
-}
-
 template <class C>
 __device__ void load_weights(const Layer& p, typename C::Smem& smem) {
   constexpr uint32_t kCodes = kStageGroups * kTileBytes;
@@ -87,6 +81,7 @@ __device__ void load_weights(const Layer& p, typename C::Smem& smem) {
   int asked = 0, asked_before = 0, in_flight = 0;  // stages: in all, before this phase, not landed
   Phase phase = kGateUp;
   WeightPlace w(p, kGateUp);
+  const bool few_tiles = C::kFew && tiles_are_few(p, smem.plan.runs);  // then nobody fences
   Segment s;
   while (next_segment<false>(smem, segments, s)) {
     if (s.phase != phase) phase = s.phase, asked_before = asked, w = WeightPlace(p, s.phase);
@@ -98,15 +93,15 @@ __device__ void load_weights(const Layer& p, typename C::Smem& smem) {
     for (int i = 0; i < s.stages; ++i, ring.advance(), codes += kCodes, scale += w.scale_bytes) {
       auto& stage = smem.stage[ring.stage];
       uint64_t* full = &smem.weights_full[ring.stage];
-      if constexpr (C::kPrefetches) {
-        if (asked - asked_before == C::kStages && !ptx::barrier_ask(&smem.empty[ring.stage], ring.phase ^ 1)) {
-          prefetch_weights<C>(smem, segments, w, s, s.stages - i);  // memory would rest until other blocks' rows come
-        }
+      const int before = asked - asked_before;
+      if (!few_tiles && before == C::kStages && !ptx::barrier_ask(&smem.empty[ring.stage], ring.phase ^ 1)) {
+        prefetch_weights<C>(smem, segments, w, s, s.stages - i);  // memory would rest until other blocks' rows come
       }
       ptx::barrier_wait(&smem.empty[ring.stage], ring.phase ^ 1);
       // More weights under way would only queue up, and a fence waits for all of them.  While a phase's first ring is
       // filled, other blocks are waiting for this one's fences and there is nothing to multiply: fewer still.
-      const int most = asked - asked_before < C::kStages && fences<C>(p, smem.plan.runs, phase) ? 1 : kInFlight;
+      const bool fences = !few_tiles && (!C::kFew || phase == kDown);
+      const int most = fences && before < C::kStages ? 1 : kInFlight;
 #pragma unroll 1
       for (; in_flight >= most; --in_flight, landed.advance()) {
         ptx::barrier_wait(&smem.weights_full[landed.stage], landed.phase);
