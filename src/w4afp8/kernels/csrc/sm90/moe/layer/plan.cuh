@@ -37,10 +37,10 @@ __device__ void make_plan(const Layer& p, typename C::Plan& plan) {
   uint64_t sum = running_sum(own);
   if (lane == 31) plan.warp_total[warp] = sum;
   __syncthreads();
-  uint64_t left = lane < warp ? plan.warp_total[lane] : 0;  // of the warps before this one
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) left += __shfl_xor_sync(~0u, left, step);
-  sum += left;
+  const uint64_t left = lane < warp ? plan.warp_total[lane] : 0;  // of the warps before this one
+  const uint32_t low = __reduce_add_sync(~0u, static_cast<uint32_t>(left));  // sixteen bits hold each number's sum
+  const uint32_t high = __reduce_add_sync(~0u, static_cast<uint32_t>(left >> 32));
+  sum += low | uint64_t{high} << 32;
   const uint64_t before = sum - own;
   if (e < kMaxExperts) {
     plan.expert_row[e] = static_cast<uint16_t>(before);

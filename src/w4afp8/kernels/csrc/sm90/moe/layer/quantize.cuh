@@ -47,14 +47,13 @@ __device__ void quantize_token(const Layer& p, typename C::Smem& smem, FewRow* f
     }
   };
   more([&](int, const Eight& x) { amax = fmaxf(amax, largest(x)); });
-  amax = warp_max(amax);
+  amax = warp_max_from_zero(amax);
   if (lane == 0) smem.warp_max[warp] = amax;
   for (int choice = warp; choice < r.top_k; choice += kConsumerThreads / 32) {
     const int pair = token * r.top_k + choice, e = plan.id[pair];
     int rank = 0;
     for (int other = lane; other < pair; other += 32) rank += plan.id[other] == e;
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) rank += __shfl_xor_sync(~0u, rank, step);
+    rank = __reduce_add_sync(~0u, rank);
     if (lane == 0) {
       const bool here = e < r.experts;
       smem.token_rows[choice] = !here ? -1 : rank + (C::kFew ? plan.expert_row[e] : plan.expert_block8[e] * 8);
@@ -62,7 +61,7 @@ __device__ void quantize_token(const Layer& p, typename C::Smem& smem, FewRow* f
     }
   }
   ptx::named_barrier(15, kConsumerThreads);
-  const float all = warp_max(lane < kConsumerThreads / 32 ? smem.warp_max[lane] : 0.0f);
+  const float all = warp_max_from_zero(lane < kConsumerThreads / 32 ? smem.warp_max[lane] : 0.0f);
   const float* fixed = p.static_scale[kGateUp];
   const float scale = fixed != nullptr ? *fixed : __fdiv_rn(fmaxf(all, kSmallestAmax), kLargest);
   const int groups = p.weight[kGateUp].groups;

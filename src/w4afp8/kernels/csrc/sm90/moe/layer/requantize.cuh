@@ -37,7 +37,7 @@ __device__ __forceinline__ void requantize_tile(const Layer& p, const Segment& s
       if (i >= here) break;
       const float left = fmaxf(__uint_as_float(most[i].x), __uint_as_float(most[i].y));
       const float right = fmaxf(__uint_as_float(most[i].z), __uint_as_float(most[i].w));
-      const float all = warp_max(fmaxf(left, right));
+      const float all = warp_max_from_zero(fmaxf(left, right));
       const float scale = fixed != nullptr ? *fixed : __fdiv_rn(fmaxf(all, kSmallestAmax), kLargest);
       const Divisor divide(scale);
       const float2 low = {divide(__uint_as_float(x[i].x)), divide(__uint_as_float(x[i].y))};
