@@ -1,7 +1,7 @@
 // Times the one-launch layer without torch: a replayed graph over several routings, weights far larger than L2.
 //
 //   cd benchmarks; C=../src/w4afp8/kernels/csrc
-//   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I$C [-DTOKENS=16] kernel_layer_driver.cu
+//   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I$C [-DTOKENS=16 | -DFEW] kernel_layer_driver.cu
 //     $C/sm90/grouped_gemm/workspace.cu -o layer_driver
 //   ./layer_driver 1,8,64 HIDDEN INNER EXPERTS_HERE EXPERTS_ROUTED TOP_K [once]
 //
@@ -24,7 +24,11 @@
 
 using namespace w4afp8::moe;
 using namespace w4afp8::moe::layer;
+#ifdef FEW  // pairs, up to 64 a call
+using Kernel = Config<8, 5, true>;
+#else
 using Kernel = Config<TOKENS, 5>;
+#endif
 
 enum class Fill { kBits, kHalfScales, kNormalish };
 

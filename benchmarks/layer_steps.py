@@ -6,7 +6,8 @@
 
 `build` compiles kernel_layer_driver.cu against the kernels of every commit since `base` that changes them, and copies
 the last tree with its compiled library beside them.  `run` tests that library, lets the memory checker look at a small
-layer, then takes turns: every step at every shape, `rounds` times.  All steps add in the same order, so each must have
+layer, then takes turns: every step at every shape, `rounds` times.  A step that has a kernel for few pairs (n8f) runs
+it where they are few.  All steps add in the same order, so each must have
 the outputs of the first, bit by bit; a step that hangs or differs is said and left out of the next round.
 """
 
@@ -27,13 +28,15 @@ from typing import Any
 
 CSRC = "src/w4afp8/kernels/csrc"
 ARCH = "-gencode=arch=compute_90a,code=sm_90a"
-SHAPES = {  # hidden, inner, experts here, experts routed to, choices; token counts of either kernel
-    "TP8": ((7168, 256, 256, 256, 8), {8: "1,8,16,32,64,128", 16: "256"}),
-    "R1": ((7168, 2048, 256, 256, 8), {8: "1,8,64"}),
-    "EP8": ((7168, 2048, 32, 256, 8), {8: "8,64,128"}),
+KERNELS = {"n8f": "-DFEW", "n8": "-DTOKENS=8", "n16": "-DTOKENS=16"}  # and how the driver is built
+FEW_PAIRS = 64  # of a call: n8f takes them
+SHAPES = {  # hidden, inner, experts here, experts routed to, choices; token counts of n8 or n8f, and of n16
+    "TP8": ((7168, 256, 256, 256, 8), {"n8": "1,8,16,32,64,128", "n16": "256"}),
+    "R1": ((7168, 2048, 256, 256, 8), {"n8": "1,8,64"}),
+    "EP8": ((7168, 2048, 32, 256, 8), {"n8": "8,64,128"}),
 }
 CHECKED = (1024, 512, 16, 16, 4)  # what the memory checker runs, at these token counts
-CHECKED_TOKENS = {8: "1,9,40", 16: "40"}
+CHECKED_TOKENS = {"n8f": "1,9,16", "n8": "1,9,40", "n16": "40"}
 LINE = re.compile(r"M=(\d+) floor ([\d.]+) us ([\d.]+) \([\d.]+\) hash (\w{16})(.*)")
 HANGS_AFTER_S = 40
 
@@ -50,7 +53,7 @@ def commits(base: str) -> list[str]:
 
 
 def build(base: str, into: Path) -> None:
-    """Drivers in into/<number>-<commit>/n8 and n16, into/steps.json, into/tree."""
+    """Drivers in into/<number>-<commit>/n8f (where the commit has it), n8 and n16, into/steps.json, into/tree."""
     shutil.rmtree(into, ignore_errors=True)
     driver = Path("benchmarks/kernel_layer_driver.cu").resolve()
     steps = []
@@ -61,9 +64,11 @@ def build(base: str, into: Path) -> None:
         archive = subprocess.run(["git", "archive", commit, CSRC], check=True, capture_output=True).stdout
         subprocess.run(["tar", "-x", "-C", str(folder)], input=archive, check=True)
         csrc = folder / CSRC
-        for tokens in (8, 16):
-            words = ["nvcc", "-std=c++20", "-O3", ARCH, f"-I{csrc}", f"-DTOKENS={tokens}", str(driver)]
-            words += [str(csrc / "sm90/grouped_gemm/workspace.cu"), "-o", str(folder / f"n{tokens}")]
+        for kernel, flag in KERNELS.items():
+            if not (csrc / f"sm90/moe/layer/instances/{kernel}.cu").is_file():
+                continue
+            words = ["nvcc", "-std=c++20", "-O3", ARCH, f"-I{csrc}", flag, str(driver)]
+            words += [str(csrc / "sm90/grouped_gemm/workspace.cu"), "-o", str(folder / kernel)]
             subprocess.run(words, check=True)
         shutil.rmtree(folder / "src")
         steps.append({"name": name, "what": git("log", "-1", "--format=%s", commit) if number else "base"})
@@ -91,9 +96,9 @@ def correct(into: Path) -> None:
     )
     print("tests:", verdict(words, 180, cwd=tree, env=paths(tree)), flush=True)
     step = into / json.loads((into / "steps.json").read_text())[-1]["name"]
-    for tokens, counts in CHECKED_TOKENS.items():
-        words = f"compute-sanitizer --tool memcheck {step}/n{tokens} {counts} {' '.join(map(str, CHECKED))} once"
-        print(f"memcheck n{tokens}:", verdict(words, 60), flush=True)
+    for kernel, counts in CHECKED_TOKENS.items():
+        words = f"compute-sanitizer --tool memcheck {step}/{kernel} {counts} {' '.join(map(str, CHECKED))} once"
+        print(f"memcheck {kernel}:", verdict(words, 60), flush=True)
 
 
 def verdict(words: str, seconds: float, **how: Any) -> str:
@@ -120,16 +125,26 @@ class Race:
         self.hashes: dict[tuple[str, int], str] = {}
         self.out: dict[str, str] = {}
 
-    def run(self, step: str, shape: str, tokens: int, counts: str) -> None:
-        """One process: a step's kernel of `tokens` at one shape."""
-        words = [str(self.into / step / f"n{tokens}"), counts, *map(str, SHAPES[shape][0])]
+    def run(self, step: str, shape: str, kernel: str, counts: str) -> None:
+        """A step at one shape, few pairs by the kernel for them where the step has it."""
+        if kernel == "n8" and (self.into / step / "n8f").is_file():
+            top_k = SHAPES[shape][0][-1]
+            is_few = {count: int(count) * top_k <= FEW_PAIRS for count in counts.split(",")}
+            for name, few in (("n8f", True), ("n8", False)):
+                if here := ",".join(count for count in is_few if is_few[count] == few):
+                    self._process(step, shape, name, here)
+        else:
+            self._process(step, shape, kernel, counts)
+
+    def _process(self, step: str, shape: str, kernel: str, counts: str) -> None:
+        words = [str(self.into / step / kernel), counts, *map(str, SHAPES[shape][0])]
         try:
             done = subprocess.run(words, capture_output=True, text=True, timeout=HANGS_AFTER_S)
         except subprocess.TimeoutExpired:
-            self.out[step] = f"hangs at {shape} n{tokens}"
+            self.out[step] = f"hangs at {shape} {kernel}"
             return
         if done.returncode:
-            self.out[step] = f"{shape} n{tokens}: exit {done.returncode} {done.stderr.strip()[-200:]}"
+            self.out[step] = f"{shape} {kernel}: exit {done.returncode} {done.stderr.strip()[-200:]}"
         for m, floor, us, found, other in LINE.findall(done.stdout):
             if other or self.hashes.setdefault((shape, int(m)), found) != found:
                 self.out.setdefault(step, f"{shape} M={m}: other outputs{other}")
@@ -160,9 +175,9 @@ def times(into: Path, rounds: int, out: Path | None, deadline: float) -> None:
                 print(f"out of time before {shape}")
                 break
             for step in race.steps:
-                for tokens, counts in kernels.items():
+                for kernel, counts in kernels.items():
                     if step["name"] not in race.out:
-                        race.run(step["name"], shape, tokens, counts)
+                        race.run(step["name"], shape, kernel, counts)
             if out:
                 (out / "layer_steps.jsonl").write_text("".join(json.dumps(record) + "\n" for record in race.records))
     race.show()

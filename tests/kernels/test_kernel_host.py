@@ -106,16 +106,23 @@ def test_too_many_choices_a_token_are_refused(one_launch: bool, calls: list[Any]
 
 
 def test_a_kernel_asked_for_by_name_runs_no_layer_that_it_would_get_wrong(calls: list[Any]) -> None:
+    few, n8, _ = layers.ROWS
     odd = layer(hidden=384)
     with pytest.raises(KernelError, match=r"n8: does not run this layer: hidden 384 or inner 256"):
-        sm90.fused_moe(odd, layers.ROWS[0])
+        sm90.fused_moe(odd, n8)
     sm90.fused_moe(odd)
     assert "fused_layer" not in {name for name, _ in calls}, "the choice took it"
     calls.clear()
     slow = layer(tokens=40)  # of one expert's 80 rows n8 is slow, not wrong
-    assert layers.choose(sm90.layer_of(slow)) is not layers.ROWS[0]
-    sm90.fused_moe(slow, layers.ROWS[0])
+    assert layers.choose(sm90.layer_of(slow)) is not n8
+    sm90.fused_moe(slow, n8)
     assert {name for name, _ in calls} == {"fused_layer"}
+    calls.clear()
+    with pytest.raises(KernelError, match=r"n8f: does not run this layer: 80 pairs, this kernel holds 64"):
+        sm90.fused_moe(slow, few)
+    assert not calls
+    sm90.fused_moe(layer(tokens=32), few)
+    assert [name for name, _ in calls] == ["fused_layer"]
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 """The one-launch layer: its choice on any machine, its numbers on a Hopper GPU."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from kernel_problems import make, relative_error
 
+from w4afp8.errors import KernelError
 from w4afp8.kernels import build, layers, ops, sm90
 from w4afp8.kernels.calls import MoECall
 
@@ -20,8 +23,20 @@ CASES = {  # tokens, experts, top_k, first local expert, experts routed to, hidd
     "few pairs, more rows than a run": (20, 2, 2, 0, 2, 512, 512),
     "few pairs, one of several stages a tile": (5, 3, 2, 0, 3, 512, 1280),
     "few pairs here of many": (64, 4, 4, 8, 64, 512, 512),
-    "few pairs, too wide to be their own signal": (3, 4, 2, 0, 4, 256, 2304),
+    "as many pairs as few are": (32, 64, 2, 0, 64, 512, 256),
+    "few pairs, rows too wide for their kernel": (3, 4, 2, 0, 4, 256, 2304),
+    "few pairs, rows as wide as their kernel holds": (2, 1, 1, 0, 1, 8192, 2048),
 }
+FEW, N8, N16 = layers.ROWS
+
+
+def what_runs(tokens, experts, top_k, begin, routed, hidden, inner):
+    """The kernels that can run a case."""
+    asked = layers.Layer(tokens * top_k, tokens * top_k, experts, hidden, inner)
+    return [row for row in layers.ROWS if not row.cannot(asked)]
+
+
+RUNS = {f"{row.kernel}, {name}": (row, case) for name, case in CASES.items() for row in what_runs(*case)}
 
 
 def problem(
@@ -78,9 +93,8 @@ def close(found, expected):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kernel", layers.ROWS, ids=lambda r: r.kernel)
 @pytest.mark.parametrize("static", [False, True], ids=["per token", "static"])
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(("kernel", "case"), RUNS.values(), ids=RUNS)
 def test_one_launch_is_the_reference(case, kernel, static):
     made = problem(*case)
     found = run(made, kernel, static=static)
@@ -91,15 +105,38 @@ def test_one_launch_is_the_reference(case, kernel, static):
 
 @pytest.mark.gpu
 def test_calls_that_leave_other_signals_take_turns():
-    """Few pairs and many, and either kernel, on one stream: each leaves the scratch memory as the next expects it."""
+    """Few pairs and many, by every kernel, on one stream: each finds the scratch memory as it expects it."""
     few, many = problem(3, 8, 2, 0, 8, 512, 256), problem(70, 8, 2, 0, 8, 256, 512, seed=1)
+    more = problem(30, 32, 2, 0, 32, 256, 2048, seed=2)  # few pairs, too: more and other rows, too many tiles to be few
+    runs = {id(made): [r for r in layers.ROWS if r is not FEW or made is not many] for made in (few, many, more)}
     first = {}
-    for turn in (few, few, many, few, many, many, few):
-        for kernel in layers.ROWS:
-            found = run(turn, kernel)
-            expected = first.setdefault((id(turn), kernel.kernel), found)
-            assert torch.equal(found, expected)
-    assert close(first[id(few), "n8"], truth(few)) and close(first[id(many), "n8"], truth(many))
+
+    def check(made, kernel):
+        found = run(made, kernel)
+        assert torch.equal(found, first.setdefault((id(made), kernel.kernel), found))
+
+    for turn in (few, few, many, few, more, few, many, many, more, more, few):
+        for kernel in runs[id(turn)]:
+            check(turn, kernel)
+    # Between two launches for few pairs an even and an odd number of the others.
+    for between in ((), (many,), (many, many), (many, few, many)):
+        for made, kernel in [(more, FEW), *((b, N8) for b in between), (few, FEW), *((b, N16) for b in between)]:
+            check(made, kernel)
+    assert set(first) == {(made, kernel.kernel) for made in runs for kernel in runs[made]}
+    for made in (few, many, more):
+        expected = truth(made)
+        assert all(close(first[id(made), kernel.kernel], expected) for kernel in runs[id(made)])
+
+
+@pytest.mark.gpu
+def test_the_launcher_refuses_what_the_kernel_for_few_pairs_does_not_hold():
+    for tokens, hidden, inner in ((33, 256, 256), (3, 8448, 256), (3, 256, 2304)):
+        made = problem(tokens, 4, 2, 0, 4, hidden, inner)
+        with pytest.raises(KernelError, match=r"^n8f: does not run this layer: .*this kernel holds"):
+            run(made, FEW)
+        with pytest.raises(RuntimeError, match=r"few pairs: it holds 64"):  # whoever asks past the row's own check
+            run(made, replace(FEW, max_pairs=4096, max_hidden=None, max_inner=None))
+        assert close(run(made, N8), truth(made)), "nothing was left in the scratch memory"
 
 
 @pytest.mark.gpu
@@ -113,7 +150,7 @@ def test_types_and_no_limit(kernel):
 @pytest.mark.gpu
 @pytest.mark.parametrize("kernel", layers.ROWS, ids=lambda r: r.kernel)
 def test_one_expert_has_every_token(kernel):
-    x, ids, weights, packed, plain, begin = problem(150, 5, 1, 0, 5, 256, 256)
+    x, ids, weights, packed, plain, begin = problem(64 if kernel is FEW else 150, 5, 1, 0, 5, 256, 256)
     made = (x, torch.full_like(ids, 3), weights, packed, plain, begin)
     assert close(run(made, kernel), truth(made))
 
@@ -161,18 +198,29 @@ def test_a_rank_expects_its_share_of_the_pairs():
 
 
 def test_a_layer_that_one_launch_cannot_run_says_why():
-    refusals = layers.ROWS[1].refusals(layer(1200, experts=600, hidden=7168 + 128))
+    refusals = N16.refusals(layer(1200, experts=600, hidden=7168 + 128))
     assert [w.split()[0] for w in refusals] == ["9600", "600", "hidden", "experts", "inner"]
+
+
+def test_few_pairs_have_a_kernel_of_their_own_as_far_as_it_holds():
+    assert layers.choose(layer(8)) is FEW and layers.choose(layer(9)) is N8
+    assert layers.choose(layer(8, hidden=8448)) is N8 and layers.choose(layer(8, inner=2304)) is N8
+    assert layers.choose(layer(9, experts=32, local=1 / 8)) is N8, "pairs of all ranks count"
+    refusals = FEW.refusals(layer(9, hidden=8448, inner=2304))
+    assert [(w.split()[0], w.split()[-1]) for w in refusals] == [("72", "64"), ("hidden", "8192"), ("inner", "2048")]
 
 
 def test_the_limits_are_those_of_the_sources():
     source = (build.CSRC / "sm90" / "moe" / "layer" / "config.h").read_text()
     assert f"kMaxPairs = {layers.MAX_PAIRS};" in source
     assert f"kMaxExperts = {layers.MAX_EXPERTS};" in source
+    assert f"kFewPairs = {layers.FEW_PAIRS};" in source
+    assert f"kFewHidden = {layers.FEW_HIDDEN}, kFewInner = {layers.FEW_INNER};" in source
     assert f"kMaxTopK = {sm90.MAX_TOP_K};" in (build.CSRC / "sm90" / "moe" / "launch.h").read_text()
     listed = (build.CSRC / "sm90" / "moe" / "layer" / "launch.cu").read_text()
     compiled = {p.stem: p.read_text() for p in (build.CSRC / "sm90" / "moe" / "layer" / "instances").glob("*.cu")}
     assert set(compiled) == {row.kernel for row in layers.ROWS}
     for row in layers.ROWS:
         assert f"ROW({row.kernel})" in listed
-        assert f"Config<{row.tokens}," in compiled[row.kernel]
+        few = ", true" if row.max_pairs == layers.FEW_PAIRS else ""
+        assert f"Config<{row.tokens}, 5{few}>" in compiled[row.kernel]

@@ -63,8 +63,10 @@ def test_a_way_that_runs_no_more_is_left_out() -> None:
     layer, cpu = Layer("wide", 256, 256, 4, 4, 2), torch.device("cpu")
     gate_up, down = (data.weight(gemm, cpu) for gemm in layer.gemms)
     few, many = (data.layer_calls(layer, gate_up, down, tokens)[0] for tokens in (1, 4096))
-    assert stand.layer_schedule(few) == stand.layer_schedule(few, "n8") == "n8, one launch"
+    assert stand.layer_schedule(few) == stand.layer_schedule(few, "n8f") == "n8f, one launch"
+    assert stand.layer_schedule(few, "n8") == "n8, one launch"
     assert stand.layer_schedule(few, "several") != stand.layer_schedule(few)
+    assert stand.layer_schedule(many, "n8f") is None
     assert stand.layer_schedule(many, "n8") is None and "/" in (stand.layer_schedule(many) or "")
     odd = replace(layer, hidden=384)
     gate_up, down = (data.weight(gemm, cpu) for gemm in odd.gemms)

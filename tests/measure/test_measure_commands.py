@@ -121,7 +121,7 @@ def test_a_wrong_row_is_said(run: Run, on_stand: Stand, clock: Clock, model: tup
         (("tune", "moe", "--shape", "DENSE"), 2, "DENSE: found dense projections only, expected a layer"),
         (("bench", "gemm", "--shape", "R1", "--plot", "no/x.png"), 4, "there is no folder no"),
         (("bench", "gemm", "--shape", "R1", "--out", "no/x.jsonl"), 2, "there is no folder no"),
-        (("bench", "moe", "--shape", "R1", "--way", "n9"), 2, "--way n9: expected one of chosen, several, n8, n16"),
+        (("bench", "moe", "--shape", "R1", "--way", "n9"), 2, "n9: expected one of chosen, several, n8f, n8, n16"),
         (("bench", "gemm", "--shape", "R1", "--way", "n8"), 2, "bench gemm runs no layer"),
         (("bench", "layer"), 2, "'layer' is not one of"),
     ],

@@ -86,34 +86,35 @@ WIDE = Shape("wide", Layer("wide", 256, 256, 4, 8, 2))
 
 
 def test_the_layer_in_one_launch_is_raced_with_the_schedules_that_won(stand: Stand, clock: Clock) -> None:
-    clock.price = lambda kernel: {"n16": 4.0, "n8": 4.5, "t32": 6.0}.get(kernel, 20.0)
+    clock.price = lambda kernel: {"n16": 4.0, "n8": 4.5, "n8f": 4.75, "t32": 6.0}.get(kernel, 20.0)
     steps: list[tuple[str, int, int]] = []
     *gemms, found = tune.search("moe", [WIDE], (16, 64), stand, lambda *step: steps.append(step))
-    assert [f.chosen for f in gemms if f.problem == WIDE.layer] == ["n16"] and found.chosen == "n16"
+    (few,) = (f for f in gemms if f.problem == WIDE.layer)
+    assert few.chosen == found.chosen == "n16"
+    assert few.tried == {"several": 6.0, "n8f": 4.75, "n8": 4.5, "n16": 4.0} and not few.wrong and not few.refused
     assert (found.key, found.tokens, found.rows) == ("4 256 256", 64, 64)
-    assert found.tried == {"several": 6.0, "n8": 4.5, "n16": 4.0} and not found.wrong and not found.refused
-    assert [f.before_us for f in gemms if f.problem == WIDE.layer] == [4.5] and found.before_us == 6.0, (
-        "as the rows say"
-    )
-    assert [s[1:] for s in steps if s[0] == "wide"] == [(n, 6) for n in range(1, 7)]
+    assert found.tried == {"several": 6.0, "n8": 4.5, "n16": 4.0} and not found.wrong
+    assert found.refused == {"n8f": "128 pairs, this kernel holds 64"}
+    assert (few.before_us, found.before_us) == (4.75, 6.0), "as the rows say"
+    assert [s[1:] for s in steps if s[0] == "wide"] == [(n, 8) for n in range(1, 9)]
     clock.price = lambda kernel: {"n16": 8.0, "t32": 6.0}.get(kernel, 20.0)
     assert search("moe", WIDE, stand)[-1].chosen == "several"
 
 
 def test_a_layer_that_one_launch_spoils_or_cannot_run_takes_several(stand: Stand, clock: Clock, small: Shape) -> None:
-    clock.price = lambda kernel: 1.0 if kernel in ("n8", "n16") else 9.0
+    clock.price = lambda kernel: 1.0 if kernel in ("n8f", "n8", "n16") else 9.0
     found = search("moe", small, stand)[-1]
     assert found.chosen == "several" and found.refused["n8"] == "hidden 256 or inner 128 is no multiple of 256"
 
     def spoil(row: Any, out: torch.Tensor) -> None:
-        if row.kernel == "n8":
+        if row.kernel in ("n8f", "n8"):
             out *= 1.1
         if row.kernel == "n16":
             out[3, -1] = float("nan")
 
     clock.spoils = spoil
     found = search("moe", WIDE, stand)[-1]
-    assert found.chosen == "several" and set(found.wrong) == {"n8", "n16"} and found.tried.keys() == {"several"}
+    assert found.chosen == "several" and set(found.wrong) == {"n8f", "n8", "n16"} and found.tried.keys() == {"several"}
     assert "an error of" in found.wrong["n8"] and "not finite" in found.wrong["n16"] and found.before_us is None
 
 
@@ -138,7 +139,8 @@ def test_a_measured_way_is_taken_and_the_bounds_of_the_rows_elsewhere(
         again = layers.choose(replace(asked, likely=90))
         assert (again.kernel if again else None) == kernel, "within a factor of 1.6"
     few = replace(asked, likely=8)
-    assert layers.choose(few) == layers.ROWS[0], "nothing measured near"
+    assert layers.choose(few) == layers.ROWS[1], "nothing measured near"
+    assert layers.choose(replace(few, pairs=64)) == layers.ROWS[0], "of all ranks' pairs"
     path.write_text(path.read_text().replace("several", "n7"))
     tuned.forget(), layers.forget()
     assert layers.choose(asked) == by_rule, "a kernel that this build has not"

@@ -20,7 +20,7 @@ from w4afp8.errors import RecipeError
 @TOKENS
 @click.option("--peer", help="Measure this one beside it, in the same run: humming.")
 @click.option("--way", default="chosen", show_default=True,
-              help="How `moe` runs: chosen, several (launches), or a kernel of one launch (n8, n16).")  # fmt: skip
+              help="How `moe` runs: chosen, several (launches), or a kernel of one launch (n8f, n8, n16).")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Append JSON lines, one as each cell is measured.")
 @click.option(
     "--from", "recorded", type=click.Path(path_type=Path), help="Show a run that --out wrote; measures nothing."

@@ -15,6 +15,7 @@ from w4afp8.kernels import tuned
 
 MAX_PAIRS = 4096
 MAX_EXPERTS = 512
+FEW_PAIRS, FEW_HIDDEN, FEW_INNER = 64, 8192, 2048  # what the kernel for few pairs holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +44,23 @@ class OneLaunch:
     # Where it is the fastest as a rule, on an H200: up to so many of `most_rows`, and of inner.
     up_to: float
     up_to_inner: int
+    # What it holds.
+    max_pairs: int = MAX_PAIRS
+    max_hidden: int | None = None
+    max_inner: int | None = None
 
     def cannot(self, layer: Layer) -> list[str]:
         """Why this kernel would go wrong on `layer`; empty when it is right."""
         why = []
-        if layer.pairs > MAX_PAIRS:
-            why.append(f"{layer.pairs} pairs, the plan in shared memory holds {MAX_PAIRS}")
+        if layer.pairs > self.max_pairs:
+            why.append(f"{layer.pairs} pairs, this kernel holds {self.max_pairs}")
         if layer.experts > MAX_EXPERTS:
             why.append(f"{layer.experts} experts, the plan in shared memory holds {MAX_EXPERTS}")
         if layer.hidden % 256 or layer.inner % 256:
             why.append(f"hidden {layer.hidden} or inner {layer.inner} is no multiple of 256")
+        for name, size, most in (("hidden", layer.hidden, self.max_hidden), ("inner", layer.inner, self.max_inner)):
+            if most is not None and size > most:
+                why.append(f"{name} {size}, this kernel holds {most}")
         return why
 
     def refusals(self, layer: Layer) -> list[str]:
@@ -65,7 +73,11 @@ class OneLaunch:
         return why
 
 
-ROWS = (OneLaunch("n8", 8, 6.5, 1 << 20), OneLaunch("n16", 16, 12.0, 512))
+ROWS = (
+    OneLaunch("n8f", 8, 6.5, 1 << 20, FEW_PAIRS, FEW_HIDDEN, FEW_INNER),
+    OneLaunch("n8", 8, 6.5, 1 << 20),
+    OneLaunch("n16", 16, 12.0, 512),
+)
 
 
 @lru_cache(maxsize=4096)

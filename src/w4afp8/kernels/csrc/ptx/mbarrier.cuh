@@ -19,6 +19,21 @@ __device__ __forceinline__ void barrier_arrive(uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
+// The same when loads from shared memory have brought `loaded`, every bit of which may be anything.  A plain arrival does not
+// wait for them: behind global stores that memory does not take a load lasts longer than the copy that overwrites its
+// source once everybody has arrived.
+__device__ __forceinline__ void barrier_arrive_after(uint64_t* barrier, uint32_t loaded) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 one;\n"
+      "or.b32 one, %1, 1;\n"
+      "min.u32 one, one, 1;\n"
+      "mbarrier.arrive.shared::cta.b64 _, [%0], one;\n"
+      "}\n" ::"r"(shared_address(barrier)),
+      "r"(loaded)
+      : "memory");
+}
+
 __device__ __forceinline__ void barrier_expect(uint64_t* barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
                : "memory");

@@ -74,6 +74,7 @@ struct Config {
   static constexpr int kShare = 65536 / (kThreads * kRoom) / 8 * 8;
   static constexpr int kLoaderRegisters = kConsumers > 3 ? 32 : 40;
   static constexpr int kConsumerRegisters = (kShare * (kConsumers + 1) - kLoaderRegisters) / kConsumers / 8 * 8;
+  static constexpr int kScaleSlots = kStages;               // a tile may be a single stage
   static constexpr int kScaleBox = kMaxTokens + 4;  // scales of a tile that begins at any row, copied from a multiple of 4
 
   struct Smem {
@@ -84,9 +85,9 @@ struct Config {
     struct alignas(128) StageScale {
       uint8_t bytes[kConsumers * kStageGroups * kTileRows * kScaleBytes];            // packed
     } scale[kStages];
-    alignas(128) float x_scale[2][(kScaleBox + 31) / 32 * 32];                       // of this tile and the next
+    alignas(128) float x_scale[kScaleSlots][(kScaleBox + 31) / 32 * 32];             // of this tile and the next ones
     uint64_t full[kStages], empty[kStages];
-    uint64_t scales_full[2], scales_empty[2];
+    uint64_t scales_full[kScaleSlots], scales_empty[kScaleSlots];
     ExpertPlan plan;
     uint64_t peer_free[kCluster > 1 ? kStages : 1];  // has the other block of the cluster left this stage?
   };

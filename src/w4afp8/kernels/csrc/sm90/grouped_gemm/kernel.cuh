@@ -25,7 +25,7 @@ __device__ void produce(const Arguments& args, typename C::Smem& smem) {
   const int rank = Team<C::kCluster>::rank();
   const bool token_scales = p.x_scale_stride == 1 && !C::kGroupScale;
   Ring<C::kStages> ring;
-  Ring<2> tile;
+  Ring<C::kScaleSlots> tile;
   Segment s;
   while (walk.next(s)) {
     if (token_scales && s.owner) {
@@ -83,7 +83,7 @@ __device__ void prefetch_weights(const Arguments& args, const typename C::Smem& 
 
 template <class C, int kTokens>
 __device__ __forceinline__ void consume(const Arguments& args, typename C::Smem& smem, Pipeline<C>& pipe,
-                                        Ring<2>& tile, const Segment& s, const Place& at) {
+                                        Ring<C::kScaleSlots>& tile, const Segment& s, const Place& at) {
   const Params& p = args.p;
   float acc[kTokens / 2];
 #pragma unroll
@@ -101,9 +101,14 @@ __device__ __forceinline__ void consume(const Arguments& args, typename C::Smem&
     ptx::barrier_wait(&smem.scales_full[tile.stage], tile.phase);
     const float* shared = smem.x_scale[tile.stage] + s.first_row % 4 + 2 * (at.thread % 4);
 #pragma unroll
-    for (int j = 0; j < kTokens / 8; ++j) scale[j] = {kCodeUnit * shared[8 * j], kCodeUnit * shared[8 * j + 1]};
-    if (at.thread % 32 == 0) ptx::barrier_arrive(&smem.scales_empty[tile.stage]);
+    for (int j = 0; j < kTokens / 8; ++j) scale[j] = {shared[8 * j], shared[8 * j + 1]};
+    uint32_t loaded = 0;
+#pragma unroll
+    for (int j = 0; j < kTokens / 8; ++j) loaded |= __float_as_uint(scale[j].x) | __float_as_uint(scale[j].y);
+    if (at.thread % 32 == 0) ptx::barrier_arrive_after(&smem.scales_empty[tile.stage], loaded);
     tile.advance();
+#pragma unroll
+    for (int j = 0; j < kTokens / 8; ++j) scale[j] = {kCodeUnit * scale[j].x, kCodeUnit * scale[j].y};
   }
   const int row_block = s.row_tile * C::kConsumers + at.consumer;
   if (row_block * kTileRows >= p.rows) return;
@@ -134,7 +139,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kRoom) kernel(const __grid_con
       ptx::barrier_init(&smem.full[i], 1);
       ptx::barrier_init(&smem.empty[i], 4 * C::kConsumers);
     }
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < C::kScaleSlots; ++i) {
       ptx::barrier_init(&smem.scales_full[i], 1);
       ptx::barrier_init(&smem.scales_empty[i], 4 * C::kConsumers);
     }
@@ -163,7 +168,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kRoom) kernel(const __grid_con
     const Place at = find_place<C>(smem, args.p.weight_scale_float);
     Walk<C::kCluster> walk(smem.plan, args.p, C::kMaxTokens, C::kStageGroups);
     Pipeline<C> pipe;
-    Ring<2> tile;
+    Ring<C::kScaleSlots> tile;
     Segment s;
     for (int i = 0; i < 3 - C::kStageGroups; ++i) pipe.fetch.advance();
     bool more = walk.next(s);

@@ -12,7 +12,7 @@
 namespace w4afp8 {
 
 // Each has its own, because each leaves words its own way.
-enum class WorkspaceUser : int { kSmallTiles, kLargeTiles, kLayer };
+enum class WorkspaceUser : int { kSmallTiles, kLargeTiles, kLayer, kFewPairs };
 
 // Returns null, or what went wrong.
 const char* workspace(cudaStream_t stream, size_t flag_bytes, size_t data_bytes, uint32_t** flags, float** data,

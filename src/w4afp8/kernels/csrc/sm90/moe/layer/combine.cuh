@@ -35,10 +35,13 @@ __device__ __forceinline__ void combine(const Layer& p) {
 }
 
 // Few pairs: the row of each, as the quantizers find it.  A warp; `count` of the plan is its scratch.
-__device__ __forceinline__ void find_rows(const Layer& p, Plan& plan, int16_t* rows) {
+template <int kPairs>
+__device__ __forceinline__ void find_rows(const Layer& p, Plan<kPairs>& plan, int16_t* rows) {
   const int lane = threadIdx.x % 32, pairs = p.routing.tokens * p.routing.top_k, experts = p.routing.experts;
+#pragma unroll 1
   for (int e = lane; e < experts; e += 32) plan.count[e] = 0;
   __syncwarp();
+#pragma unroll 1
   for (int base = 0; base < pairs; base += 32) {
     const int pair = base + lane, e = pair < pairs ? plan.id[pair] : experts;
     const uint32_t same = __match_any_sync(~0u, e);

@@ -5,6 +5,7 @@
 // a new eight.
 #pragma once
 #include <cstdint>
+#include <type_traits>
 
 #include "../../grouped_gemm/config.h"
 #include "../launch.h"
@@ -24,7 +25,8 @@ constexpr int kInFlight = 2;         // stages of weights asked for and not ther
 constexpr int kAhead = 3;            // stages fetched into L2 while a phase's first ring is full and waits
 constexpr int kMaxExperts = 512;     // what the plan in shared memory holds
 constexpr int kMaxPairs = 4096;
-constexpr int kMaxRuns = 1024;       // <= kMaxPairs / 8 + kMaxExperts
+constexpr int kFewPairs = 64;        // what the kernel for few pairs holds, and sizes
+constexpr int kFewHidden = 8192, kFewInner = 2048;
 constexpr int kMaxBlocks = 256;      // multiprocessors
 
 enum Phase : int { kGateUp = 0, kDown = 1 };
@@ -58,48 +60,66 @@ struct Layer {
   void* down;                 // [pairs, hidden], 16 bit
 };
 
+// What so many pairs can make: runs, and experts with rows.
+constexpr int most_runs(int pairs) {
+  const int eights = pairs / 8 + kMaxExperts;
+  return pairs < eights ? pairs : eights;
+}
+constexpr int most_active(int pairs) { return pairs < kMaxExperts ? pairs : kMaxExperts; }
+
 // Signals between blocks.  Two sets take turns: a launch uses one and clears the other for the next launch.
+template <int kPairs>
 struct Signals {
   uint32_t tokens_ready;                                  // parts of tokens quantized
   uint32_t blocks_done;                                   // blocks whose tiles are stored
-  uint32_t activated[kMaxRuns];                           // 64-column pieces of a run's activation
-  uint32_t run_ready[kMaxRuns];                           // its requantized rows
-  uint32_t largest[kMaxPairs];                            // activated value of a row: the bits of a float >= 0
+  uint32_t activated[most_runs(kPairs)];                  // 64-column pieces of a run's activation
+  uint32_t run_ready[most_runs(kPairs)];                  // its requantized rows
+  uint32_t largest[kPairs];                               // activated value of a row: the bits of a float >= 0
 };
+template <int kPairs>
 struct alignas(16) State {
   uint32_t launches;  // decides the set
-  uint32_t pad[31];
-  Signals signals[2];
+  uint32_t rows[2];   // of few pairs: what of a set its last launch may have written
+  uint32_t pad[29];
+  Signals<kPairs> signals[2];
 };
 
-// Quantized rows where few pairs are local, as words that are their own signal (signal.cuh): nobody fences for them, and whoever needs
-// one asks for it.  Two sets take turns, as the signals do: a row has many readers and none knows who is the last.
-// Their down products go through such words too, in one set, because each has one reader.
-constexpr int kFewHere = 64;      // local pairs
-constexpr int kFewPairs = 1024;   // of all ranks
-constexpr int kFewHidden = 8192, kFewInner = 2048;  // sizes up to these
-struct alignas(16) FewRows {
-  uint32_t x[kFewHere][kFewHidden / 4];          // e4m3, by row
-  uint32_t activated[kFewHere][kFewInner / 4];
-  uint32_t scale[2][kFewHere];                   // floats
-  uint32_t largest[kFewHere][kFewInner / 16];    // floats: the largest activated value of sixteen columns
+// Few pairs have a kernel of their own, in which values are their own signal (signal.cuh): nobody fences for them, and
+// whoever needs one asks for it.  Its scratch is its own, too, so what it leaves there only it finds.
+//
+// A row on its way, from x and between the GEMMs.  Two sets take turns, as the signals do: a row has many readers and
+// none knows who is the last.
+struct alignas(16) FewRow {
+  uint32_t x[kFewHidden / 4];          // e4m3
+  uint32_t activated[kFewInner / 4];
+  uint32_t largest[kFewInner / 16];    // floats: the largest activated value of sixteen columns
+  uint32_t scale[2];                   // floats: of x, of activated
 };
-// Their activated values, floats, in one set: each has one reader.
-using FewValues = uint32_t[kFewHere][kFewInner];
+using FewRows = FewRow[kFewPairs];
+constexpr int kFewPitch = sizeof(FewRow) / 4;
+// Activated values, floats, and 16-bit products of the second GEMM: in one set, because each has one reader.
+using FewValues = uint32_t[kFewPairs][kFewInner];
+using FewDown = uint16_t[kFewPairs * kFewHidden];
+struct Few {
+  FewRows* rows;
+  FewValues* values;
+  FewDown* down;
+};
 
 // Which experts have rows, and where.
+template <int kPairs>
 struct Plan {
-  int active, runs, local;             // experts with rows; runs and rows over all of them
+  int active, runs;                    // experts with rows; runs over all of them
   uint32_t count[kMaxExperts];         // rows, by expert; then scratch of find_rows
   uint16_t expert_row[kMaxExperts];    // first row, by expert
   uint16_t expert_block8[kMaxExperts];
-  uint16_t id[kMaxPairs];              // local expert of each pair, `experts` for none
+  uint16_t id[kPairs];                 // local expert of each pair, `experts` for none
   // by slot, the active experts in order
-  uint16_t expert[kMaxExperts];
-  uint16_t rows[kMaxExperts];
-  uint16_t first_row[kMaxExperts];
-  uint16_t block8[kMaxExperts];
-  uint16_t run_end[kMaxExperts];
+  uint16_t expert[most_active(kPairs)];
+  uint16_t rows[most_active(kPairs)];
+  uint16_t first_row[most_active(kPairs)];
+  uint16_t block8[most_active(kPairs)];
+  uint16_t run_end[most_active(kPairs)];
   uint64_t warp_total[kThreads / 32];
 };
 
@@ -117,10 +137,22 @@ struct alignas(16) Segment {
   bool shared;                // other runs read the same weights
 };
 
-template <int kTokens_, int kStages_>
+// Shared memory of few pairs only.
+struct FewShared {
+  uint64_t rows_known;
+  int16_t rows[kFewPairs];  // of each pair, or -1
+};
+struct Nothing {};
+
+template <int kTokens_, int kStages_, bool kFew_ = false>
 struct Config {
   static constexpr int kTokens = kTokens_;  // wgmma's N
   static constexpr int kStages = kStages_;
+  static constexpr bool kFew = kFew_;  // pairs
+  static constexpr int kPairs = kFew ? kFewPairs : kMaxPairs;  // as many at most
+  using Signals = layer::Signals<kPairs>;
+  using State = layer::State<kPairs>;
+  using Plan = layer::Plan<kPairs>;
   static constexpr bool kMovesRegisters = kTokens > 8;  // from the loading warps to the consumers
   static constexpr int kLoaderRegisters = 64;
   static constexpr int kConsumerRegisters = (65536 / kThreads / 8 * 8 * (kConsumers + 1) - kLoaderRegisters) / kConsumers / 8 * 8;
@@ -139,17 +171,23 @@ struct Config {
     uint64_t segment_full[kSegments], segment_empty[kSegments];
     Segment segment[kSegments];
     float warp_max[kConsumerThreads / 32];
-    uint64_t rows_known;       // few_rows
-    int16_t few_rows[kTokens == 8 ? kFewPairs : 1];  // of few pairs: the row of each, or -1
-    FewRows* few;              // of this launch; null when the pairs here are many
-    void* down;                // where down products go
+    std::conditional_t<kFew, FewShared, Nothing> few;
     int token_rows[kMaxTopK];  // of the token at hand: place of each choice in q (of few pairs: its row), or -1
     uint32_t last[kConsumers];
     uint32_t set;
     Plan plan;
   };
+  static_assert(!kFew || kTokens == 8, "rows of few pairs lie in a stage as one swizzle atom a group");
   static_assert(kTokens % 8 == 0, "x is whole swizzle atoms of eight rows");
   static_assert(sizeof(Smem) <= kSharedLimit, "this kernel does not fit one SM90 block");
+};
+
+template <class C>
+struct Arguments {
+  Layer layer;
+  typename C::State* state;
+  uint4* partial;  // [2 phases][blocks][consumers][tokens / 8][128], absent between launches
+  Few few;         // of few pairs, absent where nothing was written
 };
 
 }  // namespace w4afp8::moe::layer

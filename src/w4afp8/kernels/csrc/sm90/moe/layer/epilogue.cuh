@@ -91,13 +91,22 @@ __device__ __forceinline__ void round_all(const Layer& p, const float (&acc)[C::
   }
 }
 
+template <class C>
+__device__ __forceinline__ void leave_activated(float* place, float v) {
+  if constexpr (C::kFew) {
+    leave_word(reinterpret_cast<uint32_t*>(place), never_absent(v));
+  } else {
+    *place = v;
+  }
+}
+
 // Consumers 0 and 1 hold gate products, 2 and 3 the up products of the same columns.  Whoever completes a run's last
 // columns requantizes its rows; when tiles are few another warp does (requantize.cuh), and values and maxima are their
 // own signal.
 template <class C>
-__device__ __forceinline__ void activate(const Layer& p, typename C::Smem& smem, State* state,
-                                         FewValues* few_values, const Segment& s, const Place& at,
-                                         const uint32_t (&words)[C::kTokens / 4], bool& gate_used) {
+__device__ __forceinline__ void activate(const Arguments<C>& args, typename C::Smem& smem, const Segment& s,
+                                         const Place& at, const uint32_t (&words)[C::kTokens / 4], bool& gate_used) {
+  const Layer& p = args.layer;
   constexpr int kWords = C::kTokens / 4;
   const int pair = at.consumer % 2;
   uint32_t* exchange = smem.gate[pair] + at.thread;
@@ -111,23 +120,24 @@ __device__ __forceinline__ void activate(const Layer& p, typename C::Smem& smem,
   }
   ptx::named_barrier(gate_full(pair), 256);
   // Looked up here: registers are short in the loop.
-  Signals& signals = state->signals[smem.set];
-  FewRows* few = C::kTokens == 8 ? smem.few : nullptr;
-  FewValues* values = few != nullptr && tiles_are_few(p, smem.plan) ? few_values : nullptr;
+  typename C::Signals& signals = args.state->signals[smem.set];
+  FewRow* few = nullptr;
+  bool few_tiles = false;
+  if constexpr (C::kFew) few = args.few.rows[smem.set], few_tiles = tiles_are_few(p, smem.plan.runs);
   const int row = (s.row_tile * 2 + pair) * kTileRows + at.thread / 32 * 16 + at.thread % 32 / 4;
-  float* activated = values != nullptr ? reinterpret_cast<float*>(*values) : p.activated;
-  const int pitch = values != nullptr ? kFewInner : p.inner;
+  float* activated = few_tiles ? reinterpret_cast<float*>(args.few.values) : p.activated;
+  const int pitch = few_tiles ? kFewInner : p.inner;
   float2 most[kWords / 2] = {};
 #pragma unroll
   for (int i = 0; i < kWords; ++i) {
     const float2 gate = widen_pair(exchange[i * 128], p.type), up = widen_pair(words[i], p.type);
     const int token = i / 2 * 8 + at.thread % 4 * 2;
     const size_t place = static_cast<size_t>(s.first_row + token) * pitch + row + i % 2 * 8;
-    uint32_t* out = reinterpret_cast<uint32_t*>(activated + place);
+    float* out = activated + place;
     const float left = token < s.tokens ? swiglu(gate.x, up.x, p.swiglu) : 0.0f;
     const float right = token + 1 < s.tokens ? swiglu(gate.y, up.y, p.swiglu) : 0.0f;
-    if (token < s.tokens) leave_word(out, never_absent(left));
-    if (token + 1 < s.tokens) leave_word(out + pitch, never_absent(right));
+    if (token < s.tokens) leave_activated<C>(out, left);
+    if (token + 1 < s.tokens) leave_activated<C>(out + pitch, right);
     most[i / 2].x = fmaxf(most[i / 2].x, fabsf(left));
     most[i / 2].y = fmaxf(most[i / 2].y, fabsf(right));
   }
@@ -139,10 +149,10 @@ __device__ __forceinline__ void activate(const Layer& p, typename C::Smem& smem,
       most[j].y = fmaxf(most[j].y, __shfl_xor_sync(~0u, most[j].y, step));
     }
     const int token = j * 8 + at.thread % 4 * 2;
-    if (values != nullptr) {
-      uint32_t* largest = &few->largest[s.first_row + token][s.row_tile * 8 + pair * 4 + at.thread / 32];
+    if (few_tiles) {
+      uint32_t* largest = &few[s.first_row + token].largest[s.row_tile * 8 + pair * 4 + at.thread / 32];
       if (at.thread % 32 < 4 && token < s.tokens) leave_word(largest, __float_as_uint(most[j].x));
-      if (at.thread % 32 < 4 && token + 1 < s.tokens) leave_word(largest + kFewInner / 16, __float_as_uint(most[j].y));
+      if (at.thread % 32 < 4 && token + 1 < s.tokens) leave_word(largest + kFewPitch, __float_as_uint(most[j].y));
       continue;
     }
     uint32_t* largest = signals.largest + s.first_row + token;
@@ -150,13 +160,13 @@ __device__ __forceinline__ void activate(const Layer& p, typename C::Smem& smem,
     if (at.thread % 32 < 4 && token + 1 < s.tokens) atomicMax(largest + 1, __float_as_uint(most[j].y));
   }
   named_arrive(gate_empty(pair), 256);
-  if (values != nullptr) return;
+  if (few_tiles) return;
   ptx::named_barrier(own_barrier(at.consumer), 128);
   if (at.thread == 0) smem.last[at.consumer] = exchange_add(&signals.activated[s.run]);
   ptx::named_barrier(own_barrier(at.consumer), 128);
   if (smem.last[at.consumer] + 1 != static_cast<uint32_t>(p.inner / kTileRows)) return;
-  quantize_run(p, s, signals.largest, few, at.thread);
-  if (few != nullptr) return;
+  quantize_run<C>(p, s, signals.largest, few, at.thread);
+  if constexpr (C::kFew) return;
   ptx::named_barrier(own_barrier(at.consumer), 128);
   if (at.thread == 0) release_add(&signals.run_ready[s.run]);
 }
@@ -175,7 +185,12 @@ __device__ __forceinline__ void store_down(const Layer& p, void* down, const Seg
   __syncwarp();
   if (at.thread % 32 / 2 < s.tokens) {
     uint16_t* tile = static_cast<uint16_t*>(down) + (s.first_row * p.hidden + s.row_tile * (kConsumers * kTileRows));
-    leave_words(tile + at.out, ptx::load_shared_16(at.fetched));  // of few pairs: rounding's NaN is 0x7fff, never absent
+    const int4 v = ptx::load_shared_16(at.fetched);
+    if constexpr (C::kFew) {
+      leave_words(tile + at.out, v);  // rounding's NaN is 0x7fff, never absent
+    } else {
+      __stcg(reinterpret_cast<int4*>(tile + at.out), v);
+    }
   }
 }
 

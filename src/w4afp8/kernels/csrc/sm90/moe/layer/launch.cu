@@ -5,7 +5,7 @@
 namespace w4afp8::moe::layer {
 
 // One line per file in instances/; the rows in layers.py carry the same names.
-#define W4AFP8_LAYERS(ROW) ROW(n8) ROW(n16)
+#define W4AFP8_LAYERS(ROW) ROW(n8f) ROW(n8) ROW(n16)
 
 #define W4AFP8_DECLARE(name) const char* launch_##name(const Layer&, cudaStream_t);
 W4AFP8_LAYERS(W4AFP8_DECLARE)

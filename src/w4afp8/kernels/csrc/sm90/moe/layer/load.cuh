@@ -11,7 +11,7 @@ namespace w4afp8::moe::layer {
 // Hands planned segments to the loading threads and the consumer warps, in order.
 template <class C>
 __device__ void plan_segments(const Layer& p, typename C::Smem& smem) {
-  Walk<C::kTokens> walk(p, smem.plan);
+  Walk<C> walk(p, smem.plan);
   Ring<kSegments> ring;
   for (bool more = true; more; ring.advance()) {
     Segment s{};
@@ -81,6 +81,7 @@ __device__ void load_weights(const Layer& p, typename C::Smem& smem) {
   int asked = 0, asked_before = 0, in_flight = 0;  // stages: in all, before this phase, not landed
   Phase phase = kGateUp;
   WeightPlace w(p, kGateUp);
+  const bool few_tiles = C::kFew && tiles_are_few(p, smem.plan.runs);  // then nobody fences
   Segment s;
   while (next_segment<false>(smem, segments, s)) {
     if (s.phase != phase) phase = s.phase, asked_before = asked, w = WeightPlace(p, s.phase);
@@ -92,13 +93,15 @@ __device__ void load_weights(const Layer& p, typename C::Smem& smem) {
     for (int i = 0; i < s.stages; ++i, ring.advance(), codes += kCodes, scale += w.scale_bytes) {
       auto& stage = smem.stage[ring.stage];
       uint64_t* full = &smem.weights_full[ring.stage];
-      if (asked - asked_before == C::kStages && !ptx::barrier_ask(&smem.empty[ring.stage], ring.phase ^ 1)) {
+      const int before = asked - asked_before;
+      if (!few_tiles && before == C::kStages && !ptx::barrier_ask(&smem.empty[ring.stage], ring.phase ^ 1)) {
         prefetch_weights<C>(smem, segments, w, s, s.stages - i);  // memory would rest until other blocks' rows come
       }
       ptx::barrier_wait(&smem.empty[ring.stage], ring.phase ^ 1);
       // More weights under way would only queue up, and a fence waits for all of them.  While a phase's first ring is
-      // filled, other blocks are waiting for this one's signals and there is nothing to multiply: fewer still.
-      const int most = asked - asked_before < C::kStages ? 1 : kInFlight;
+      // filled, other blocks are waiting for this one's fences and there is nothing to multiply: fewer still.
+      const bool fences = !few_tiles && (!C::kFew || phase == kDown);
+      const int most = fences && before < C::kStages ? 1 : kInFlight;
 #pragma unroll 1
       for (; in_flight >= most; --in_flight, landed.advance()) {
         ptx::barrier_wait(&smem.weights_full[landed.stage], landed.phase);
@@ -121,7 +124,7 @@ __device__ void load_weights(const Layer& p, typename C::Smem& smem) {
 }
 
 template <class C>
-__device__ void load_activations(const Layer& p, typename C::Smem& smem, const Signals& signals) {
+__device__ void load_activations(const Layer& p, typename C::Smem& smem, const typename C::Signals& signals) {
   Ring<kSegments> segments;
   Ring<C::kStages> ring;
   Segment s;
@@ -165,8 +168,7 @@ __device__ void load_activations(const Layer& p, typename C::Smem& smem, const S
 // The same for few pairs, by a whole warp: asks for the words of rows until they are there.  As many stages at once as
 // are free and as a lane's registers hold, so that the first ones do not come one latency after the other.
 template <class C>
-__device__ void ask_for_activations(typename C::Smem& smem, const FewRows& rows) {
-  static_assert(C::kTokens == 8, "rows of a stage lie as one swizzle atom a group");
+__device__ void ask_for_activations(typename C::Smem& smem, const FewRow* rows) {
   constexpr int kRowPieces = kStageGroups * kTileCols / 16;  // pieces of sixteen bytes of a row in a stage
   constexpr int kHeld = C::kTokens * kRowPieces / 32;        // of all rows, a lane
   const int lane = threadIdx.x % 32;
@@ -174,8 +176,8 @@ __device__ void ask_for_activations(typename C::Smem& smem, const FewRows& rows)
   Ring<C::kStages> ring;
   Segment s;
   while (next_segment<true>(smem, segments, s)) {
-    const uint32_t* first = s.phase == kGateUp ? rows.x[s.first_row] : rows.activated[s.first_row];
-    const int pitch = (s.phase == kGateUp ? kFewHidden : kFewInner) / 4;
+    const FewRow& first_row = rows[s.first_row];
+    const uint32_t* first = s.phase == kGateUp ? first_row.x : first_row.activated;
     const int inverse = (63 + s.tokens) / s.tokens;  // each / tokens = each * inverse >> 6, for both up to eight
     int stage_of[kHeld], from[kHeld], to[kHeld];  // this lane's pieces: words from `first`, bytes in a stage's x
 #pragma unroll
@@ -183,10 +185,10 @@ __device__ void ask_for_activations(typename C::Smem& smem, const FewRows& rows)
       const int each = (i * 32 + lane) / kRowPieces, piece = lane % kRowPieces;
       stage_of[i] = each * inverse >> 6;
       const int row = each - stage_of[i] * s.tokens;
-      from[i] = row * pitch + (s.first_stage + stage_of[i]) * (kRowPieces * 4) + piece * 4;
+      from[i] = row * kFewPitch + (s.first_stage + stage_of[i]) * (kRowPieces * 4) + piece * 4;
       to[i] = piece / 8 * 1024 + row * kTileCols + (piece % 8 ^ row) * 16;
     }
-    const uint32_t* own_scale = &rows.scale[s.phase][s.first_row + lane];
+    const uint32_t* own_scale = &first_row.scale[s.phase] + lane * kFewPitch;
     uint32_t scale = lane < s.tokens ? kAbsent : 0;
     const int most = C::kTokens * inverse >> 6;
 #pragma unroll 1

@@ -74,6 +74,8 @@ __device__ __forceinline__ void promote(float (&acc)[kTokens / 2], float (&produ
   }
 }
 
+__device__ __forceinline__ uint32_t bits(float2 v) { return __float_as_uint(v.x) | __float_as_uint(v.y); }
+
 // acc: the segment's sum over K; x_scale: of the thread's tokens 8j + 2 * (lane % 4) and the next.
 template <class C>
 __device__ __forceinline__ void multiply(const Layer& p, typename C::Smem& smem, Ring<C::kStages>& ring,
@@ -101,14 +103,16 @@ __device__ __forceinline__ void multiply(const Layer& p, typename C::Smem& smem,
     const float2 scale_even = load_scale(thread_scale + offset, 0, scale_float);
     const float2 scale_odd = load_scale(thread_scale + offset, 1, scale_float);
     multiply_group<kTokens>(odd, second, stage.x[1]);
+    uint32_t loaded = bits(scale_even) | bits(scale_odd);
     if (i + 1 == s.stages) {
 #pragma unroll
       for (int j = 0; j < kTokens / 8; ++j) {
         x_scale[j] = *reinterpret_cast<const float2*>(stage.x_scale + 8 * j + 2 * (at.thread % 4));
+        loaded |= bits(x_scale[j]);
       }
     }
     ptx::wgmma_wait<0>();
-    if (at.thread % 32 == 0) ptx::barrier_arrive(&smem.empty[ring.stage]);
+    if (at.thread % 32 == 0) ptx::barrier_arrive_after(&smem.empty[ring.stage], loaded);
     promote<kTokens>(acc, even, scale_even);
     promote<kTokens>(acc, odd, scale_odd);
   }

@@ -11,17 +11,21 @@
 namespace w4afp8::moe::layer {
 
 // All threads; ends with a barrier.
-template <int kTokens>
-__device__ void make_plan(const Layer& p, Plan& plan) {
+template <class C>
+__device__ void make_plan(const Layer& p, typename C::Plan& plan) {
+  constexpr int kTokens = C::kTokens;
   const Routing& r = p.routing;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, pairs = r.tokens * r.top_k;
   const int first = static_cast<int>(threadIdx.x) < pairs ? expert_of(r, threadIdx.x) : 0;  // under way over the barrier
   for (int e = threadIdx.x; e < kMaxExperts; e += kThreads) plan.count[e] = 0;
   __syncthreads();
-  for (int pair = threadIdx.x; pair < pairs; pair += kThreads) {
-    const int e = pair < kThreads ? first : expert_of(r, pair);
+  const auto count = [&](int pair, int e) {
     plan.id[pair] = static_cast<uint16_t>(e);
     if (e < r.experts) atomicAdd(&plan.count[e], 1u);
+  };
+  if (static_cast<int>(threadIdx.x) < pairs) count(threadIdx.x, first);
+  if constexpr (C::kPairs > kThreads) {
+    for (int pair = threadIdx.x + kThreads; pair < pairs; pair += kThreads) count(pair, expert_of(r, pair));
   }
   __syncthreads();
   // One running sum of four numbers: rows, eights of rows, runs, experts.
@@ -33,10 +37,10 @@ __device__ void make_plan(const Layer& p, Plan& plan) {
   uint64_t sum = running_sum(own);
   if (lane == 31) plan.warp_total[warp] = sum;
   __syncthreads();
-  uint64_t left = lane < warp ? plan.warp_total[lane] : 0;  // of the warps before this one
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) left += __shfl_xor_sync(~0u, left, step);
-  sum += left;
+  const uint64_t left = lane < warp ? plan.warp_total[lane] : 0;  // of the warps before this one
+  const uint32_t low = __reduce_add_sync(~0u, static_cast<uint32_t>(left));  // sixteen bits hold each number's sum
+  const uint32_t high = __reduce_add_sync(~0u, static_cast<uint32_t>(left >> 32));
+  sum += low | uint64_t{high} << 32;
   const uint64_t before = sum - own;
   if (e < kMaxExperts) {
     plan.expert_row[e] = static_cast<uint16_t>(before);
@@ -53,7 +57,6 @@ __device__ void make_plan(const Layer& p, Plan& plan) {
   if (threadIdx.x == kThreads - 1) {
     plan.active = static_cast<int>(sum >> 48);
     plan.runs = static_cast<int>(sum >> 32 & 0xffff);
-    plan.local = static_cast<int>(sum & 0xffff);
   }
   __syncthreads();
 }
@@ -67,8 +70,8 @@ __device__ __forceinline__ int token_parts(const Layer& p) {
 // Where block c's equal share of a phase's work begins.
 struct Shares {
   int each, more;
-  __device__ Shares(const Layer& p, const Plan& plan, Phase phase) {
-    const int units = plan.runs * p.row_tiles[phase] * p.stages[phase], blocks = gridDim.x;
+  __device__ Shares(const Layer& p, int runs, Phase phase) {
+    const int units = runs * p.row_tiles[phase] * p.stages[phase], blocks = gridDim.x;
     each = units / blocks;
     more = units - each * blocks;
   }
@@ -81,16 +84,19 @@ struct Shares {
 };
 
 // Whether a block completes no more than two or three gate_up tiles.
-__device__ __forceinline__ bool tiles_are_few(const Layer& p, const Plan& plan) {
-  return plan.runs * p.row_tiles[kGateUp] <= 2 * static_cast<int>(gridDim.x);
+__device__ __forceinline__ bool tiles_are_few(const Layer& p, int runs) {
+  return runs * p.row_tiles[kGateUp] <= 2 * static_cast<int>(gridDim.x);
 }
 
 // One block's walk over its segments.  One thread takes it, and a block may ask for a tile every microsecond: a step
 // divides and searches nothing.
-template <int kTokens>
+template <class C>
 class Walk {
+  static constexpr int kTokens = C::kTokens;
+  using Plan = typename C::Plan;
+
  public:
-  __device__ Walk(const Layer& p, const Plan& plan) : p_(p), plan_(plan), shares_(p, plan, kGateUp) { enter(kGateUp); }
+  __device__ Walk(const Layer& p, const Plan& plan) : p_(p), plan_(plan), shares_(p, plan.runs, kGateUp) { enter(kGateUp); }
 
   __device__ bool next(Segment& s) {
     if (unit_ >= unit_end_) {
@@ -129,7 +135,7 @@ class Walk {
     // A gate_up tile takes two neighbouring row blocks of each half, a down tile four.
     tile_stages_ = (phase == kGateUp ? kConsumers / 2 : kConsumers) * stages_;
     expert_stages_ = p_.weight[phase].row_blocks * stages_;
-    shares_ = Shares(p_, plan_, phase);
+    shares_ = Shares(p_, plan_.runs, phase);
     unit_ = shares_.begin(blockIdx.x);
     unit_end_ = shares_.begin(blockIdx.x + 1);
     if (unit_ >= unit_end_) return;

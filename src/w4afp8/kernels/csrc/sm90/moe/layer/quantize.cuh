@@ -14,6 +14,7 @@ __device__ __forceinline__ size_t q_offset(int place, int groups, int col) {
 }
 
 constexpr int kHeld = 2;  // pieces of eight values a thread holds: tokens of up to 8192 values are read once
+static_assert(kHeld * kConsumerThreads * 8 >= kFewHidden, "few pairs are read once");
 
 struct Token {
   Raw<false> piece[kHeld];
@@ -30,36 +31,37 @@ __device__ __forceinline__ void read_token(const Layer& p, int token, Token& hel
 
 // All consumers: finds the rows of the token's pairs and writes a part of its e4m3 row to each of them.
 template <class C>
-__device__ void quantize_token(const Layer& p, typename C::Smem& smem, FewRows* few, int token, int part,
+__device__ void quantize_token(const Layer& p, typename C::Smem& smem, FewRow* few, int token, int part,
                                const Token& held) {
   const Routing& r = p.routing;
-  const Plan& plan = smem.plan;
+  const typename C::Plan& plan = smem.plan;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   float amax = 0.0f;
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) amax = fmaxf(amax, largest(widen<false>(held.piece[i], p.type)));
   const auto more = [&](auto&& use) {
-    for (int at = (kHeld * kConsumerThreads + threadIdx.x) * 8; at < p.hidden; at += kConsumerThreads * 8) {
-      use(at, widen<false>(load_raw<false>(p.x, static_cast<size_t>(token) * p.hidden + at), p.type));
+    if constexpr (!C::kFew) {  // few pairs are held whole
+      for (int at = (kHeld * kConsumerThreads + threadIdx.x) * 8; at < p.hidden; at += kConsumerThreads * 8) {
+        use(at, widen<false>(load_raw<false>(p.x, static_cast<size_t>(token) * p.hidden + at), p.type));
+      }
     }
   };
   more([&](int, const Eight& x) { amax = fmaxf(amax, largest(x)); });
-  amax = warp_max(amax);
+  amax = warp_max_from_zero(amax);
   if (lane == 0) smem.warp_max[warp] = amax;
   for (int choice = warp; choice < r.top_k; choice += kConsumerThreads / 32) {
     const int pair = token * r.top_k + choice, e = plan.id[pair];
     int rank = 0;
     for (int other = lane; other < pair; other += 32) rank += plan.id[other] == e;
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) rank += __shfl_xor_sync(~0u, rank, step);
+    rank = __reduce_add_sync(~0u, rank);
     if (lane == 0) {
       const bool here = e < r.experts;
-      smem.token_rows[choice] = !here ? -1 : rank + (few != nullptr ? plan.expert_row[e] : plan.expert_block8[e] * 8);
-      r.rows[pair] = here ? plan.expert_row[e] + rank : -1;
+      smem.token_rows[choice] = !here ? -1 : rank + (C::kFew ? plan.expert_row[e] : plan.expert_block8[e] * 8);
+      if constexpr (!C::kFew) r.rows[pair] = here ? plan.expert_row[e] + rank : -1;
     }
   }
   ptx::named_barrier(15, kConsumerThreads);
-  const float all = warp_max(lane < kConsumerThreads / 32 ? smem.warp_max[lane] : 0.0f);
+  const float all = warp_max_from_zero(lane < kConsumerThreads / 32 ? smem.warp_max[lane] : 0.0f);
   const float* fixed = p.static_scale[kGateUp];
   const float scale = fixed != nullptr ? *fixed : __fdiv_rn(fmaxf(all, kSmallestAmax), kLargest);
   const int groups = p.weight[kGateUp].groups;
@@ -71,8 +73,8 @@ __device__ void quantize_token(const Layer& p, typename C::Smem& smem, FewRows* 
     for (int i = 0; i < r.top_k; ++i) {
       const int place = smem.token_rows[i];
       if (place < 0) continue;
-      if (few != nullptr) {
-        leave_two(&few->x[place][at / 4], bytes);  // e4m3 made from a number or a NaN is never 0xff
+      if constexpr (C::kFew) {
+        leave_two(&few[place].x[at / 4], bytes);  // e4m3 made from a number or a NaN is never 0xff
       } else {
         *reinterpret_cast<uint2*>(p.q[kGateUp] + q_offset(place, groups, at)) = bytes;
       }
@@ -86,8 +88,8 @@ __device__ void quantize_token(const Layer& p, typename C::Smem& smem, FewRows* 
   more(write);
   if (threadIdx.x < r.top_k && smem.token_rows[threadIdx.x] >= 0) {
     const int place = smem.token_rows[threadIdx.x];
-    if (few != nullptr) {
-      leave_word(&few->scale[kGateUp][place], never_absent(scale));
+    if constexpr (C::kFew) {
+      leave_word(&few[place].scale[kGateUp], never_absent(scale));
     } else {
       p.q_scale[kGateUp][place] = scale;
     }
@@ -97,7 +99,8 @@ __device__ void quantize_token(const Layer& p, typename C::Smem& smem, FewRows* 
 
 // One warpgroup: requantizes the activated rows of a run, whose largest values are known.  A warp takes 128 values of a
 // row at a time and has several such loads under way.
-__device__ __forceinline__ void quantize_run(const Layer& p, const Segment& s, const uint32_t* largest, FewRows* few,
+template <class C>
+__device__ __forceinline__ void quantize_run(const Layer& p, const Segment& s, const uint32_t* largest, FewRow* few,
                                              int thread) {
   constexpr int kAtOnce = 4;
   const int lane = thread % 32, groups = p.weight[kDown].groups, pieces = s.tokens * groups;
@@ -122,9 +125,10 @@ __device__ __forceinline__ void quantize_run(const Layer& p, const Segment& s, c
       const uint32_t bytes = __nv_cvt_float2_to_fp8x2(low, __NV_SATFINITE, __NV_E4M3) |
                              uint32_t{__nv_cvt_float2_to_fp8x2(high, __NV_SATFINITE, __NV_E4M3)} << 16;
       const bool begins = lane == 0 && piece % groups == 0;
-      if (few != nullptr) {
-        leave_word(&few->activated[s.first_row + row][piece % groups * 32 + lane], bytes);
-        if (begins) leave_word(&few->scale[kDown][s.first_row + row], never_absent(real));
+      if constexpr (C::kFew) {
+        FewRow& to = few[s.first_row + row];
+        leave_word(&to.activated[piece % groups * 32 + lane], bytes);
+        if (begins) leave_word(&to.scale[kDown], never_absent(real));
       } else {
         *reinterpret_cast<uint32_t*>(p.q[kDown] + q_offset(place, groups, piece % groups * 128 + lane * 4)) = bytes;
         if (begins) p.q_scale[kDown][place] = real;

@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "../../own_signal.cuh"
+
 namespace w4afp8::moe::layer {
 
 __device__ __forceinline__ uint32_t acquire(const uint32_t* word) {
@@ -26,29 +28,13 @@ __device__ __forceinline__ uint32_t exchange_add(uint32_t* word) {
   return before;
 }
 
-// Values that are their own signal: memory between launches is full of a word that no value has, a reader asks until
-// it finds another, and puts the word back.  No fence, and nobody waits but the reader.
-constexpr uint32_t kAbsent = 0xffffffffu;  // a NaN, and not the one that arithmetic makes (0x7fffffff)
-
+// More words that are their own signal (own_signal.cuh).
 __device__ __forceinline__ uint32_t never_absent(float v) {
   return __float_as_uint(v) == kAbsent ? 0x7fffffffu : __float_as_uint(v);
-}
-__device__ __forceinline__ void leave_four(uint4* place, const float* v) {
-  asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(place), "r"(never_absent(v[0])),
-               "r"(never_absent(v[1])), "r"(never_absent(v[2])), "r"(never_absent(v[3]))
-               : "memory");
 }
 __device__ __forceinline__ void leave_words(void* place, int4 v) {
   asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(place), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
                : "memory");
-}
-__device__ __forceinline__ uint4 look_at_four(const uint4* place) {
-  uint4 v;
-  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(place)
-               : "memory");
-  return v;
 }
 __device__ __forceinline__ void leave_word(uint32_t* place, uint32_t v) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(place), "r"(v) : "memory");
@@ -60,9 +46,6 @@ __device__ __forceinline__ uint32_t look_at(const uint32_t* place) {
   uint32_t v;
   asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(place) : "memory");
   return v;
-}
-__device__ __forceinline__ bool all_there(uint4 v) {
-  return v.x != kAbsent && v.y != kAbsent && v.z != kAbsent && v.w != kAbsent;
 }
 
 // Between an acquire and the copy engine's reads of what others had stored.  The stores of a whole block are released
