@@ -72,9 +72,10 @@ struct Config {
   static constexpr int kThreads = 128 * (kConsumers + 1);   // the last warpgroup loads
   // Registers a thread: the block starts with an equal share, the loading warpgroup gives most of its own away.
   static constexpr int kShare = 65536 / (kThreads * kRoom) / 8 * 8;
+  static constexpr bool kMovesRegisters = kMaxTokens > 8 || kRoom > 1;
   static constexpr int kLoaderRegisters = kConsumers > 3 ? 32 : 40;
   static constexpr int kConsumerRegisters = (kShare * (kConsumers + 1) - kLoaderRegisters) / kConsumers / 8 * 8;
-  static constexpr int kScaleSlots = kStages;               // a tile may be a single stage
+  static constexpr int kScaleSlots = 2;                     // tiles whose token scales are here or on their way
   static constexpr int kScaleBox = kMaxTokens + 4;  // scales of a tile that begins at any row, copied from a multiple of 4
 
   struct Smem {
@@ -85,7 +86,7 @@ struct Config {
     struct alignas(128) StageScale {
       uint8_t bytes[kConsumers * kStageGroups * kTileRows * kScaleBytes];            // packed
     } scale[kStages];
-    alignas(128) float x_scale[kScaleSlots][(kScaleBox + 31) / 32 * 32];             // of this tile and the next ones
+    alignas(128) float x_scale[kScaleSlots][(kScaleBox + 31) / 32 * 32];             // of this tile and the next
     uint64_t full[kStages], empty[kStages];
     uint64_t scales_full[kScaleSlots], scales_empty[kScaleSlots];
     ExpertPlan plan;

@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kRoom) kernel(const __grid_con
   make_plan<C::kThreads>(args.p, row_tiles, C::kMaxTokens, smem.plan);
 
   if (warp >= 4 * C::kConsumers) {
-    ptx::registers_give<C::kLoaderRegisters>();
+    if constexpr (C::kMovesRegisters) ptx::registers_give<C::kLoaderRegisters>();
     if (warp == 4 * C::kConsumers && ptx::elect_one()) {
       if (waits_late) {
         prefetch_weights<C>(args, smem);
@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kRoom) kernel(const __grid_con
       produce<C>(args, smem);
     }
   } else {
-    ptx::registers_take<C::kConsumerRegisters>();
+    if constexpr (C::kMovesRegisters) ptx::registers_take<C::kConsumerRegisters>();
     wait_for_previous();  // done already, unless this block waits late
     const Place at = find_place<C>(smem, args.p.weight_scale_float);
     Walk<C::kCluster> walk(smem.plan, args.p, C::kMaxTokens, C::kStageGroups);
