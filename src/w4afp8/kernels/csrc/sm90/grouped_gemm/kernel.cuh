@@ -105,6 +105,7 @@ __device__ __forceinline__ void consume(const Arguments& args, typename C::Smem&
     uint32_t loaded = 0;
 #pragma unroll
     for (int j = 0; j < kTokens / 8; ++j) loaded |= __float_as_uint(scale[j].x) | __float_as_uint(scale[j].y);
+    __syncwarp();
     if (at.thread % 32 == 0) ptx::barrier_arrive_after(&smem.scales_empty[tile.stage], loaded);
     tile.advance();
 #pragma unroll
