@@ -29,8 +29,9 @@ def test_a_row_says_what_its_instance_compiles(row):
     assert max(map(int, counts.split(","))) == row.max_tokens
     assert int(stage_groups) == row.stage_groups
     given = [word.strip() for word in flags[0].split(",")[1:]]
-    group_scale, cluster, scales, _room, blocks = given + ["false", "1", "", "1", "1"][len(given) :]
-    assert (group_scale == "true", int(cluster), int(blocks)) == (row.group_scale, row.cluster, row.blocks)
+    group_scale, cluster, scales, room, blocks = given + ["false", "1", "", "1", "1"][len(given) :]
+    assert (group_scale == "true", int(cluster)) == (row.group_scale, row.cluster)
+    assert (int(room), int(blocks)) == (row.room, row.blocks)
     reads_float = scales == "Scales::kAny" or (row.group_scale and not scales)
     assert reads_float == (row.weight_scales != "bfloat16")
     assert f"launch_{row.kernel}(" in text

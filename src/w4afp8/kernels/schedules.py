@@ -35,7 +35,8 @@ class Schedule:
 
     `split_groups` 0 runs whole tiles; n cuts the tiles of the last, partial wave along K into shares of n groups of
     128 or more, summed in a fixed order.  `cluster` 2 pairs neighbouring blocks of the weight's rows: each loads
-    half of x for both.  `blocks` 2 puts two blocks on each multiprocessor, so that one computes where the other waits.
+    half of x for both.  Where a multiprocessor has `room` for two blocks and gets one, the next kernel's block may be there
+    before this one has ended; where it gets two, one computes while the other waits.
     """
 
     kernel: str
@@ -46,7 +47,8 @@ class Schedule:
     group_scale: bool = False
     cluster: int = 1
     weight_scales: str = "bfloat16"  # or float32, or any
-    blocks: int = 1  # a multiprocessor
+    room: int = 1  # for so many blocks on a multiprocessor
+    blocks: int = 1  # that it gets
 
     def refusals(self, p: Problem) -> list[str]:
         """Why this row cannot run `p`; empty when it can."""
@@ -78,6 +80,7 @@ ROWS = tuple(
         group_scale,
         cluster=2 if kernel.endswith("c") else 1,
         weight_scales=scales,
+        room=2 if kernel[-1] in "dh" else 1,
         blocks=2 if kernel.endswith("d") else 1,
     )
     for kernel, consumers, tokens, stage_groups in (
@@ -100,7 +103,6 @@ ROWS = tuple(
         ("t16d", 2, 16, 2),
         ("t16h", 2, 16, 2),
         ("t32d", 2, 32, 2),
-        ("t32h", 2, 32, 2),
         ("t152c", 2, 152, 2),
         ("t160c", 2, 160, 2),
         ("s64", 2, 64, 1),
@@ -121,10 +123,10 @@ Cost = Callable[[Problem, Schedule], float]
 def cost_us(p: Problem, row: Schedule) -> float:
     """A rough time, fitted to sweeps on an H200: tiles over multiprocessors, a tile as long as its chain of groups.
 
-    A group of 128 inputs costs a warpgroup 110 ns and 2.1 ns a token, more where three or four warpgroups share the
-    schedulers' logic pipe.  Rows are assumed to fall on experts evenly, give or take a standard deviation.  A cluster
-    costs what two blocks cost, and a whole pair of them where the last row tile has no neighbour: what x read half as
-    often is worth is for a sweep to say.
+    A group of 128 inputs costs a warpgroup 130 ns and 2.8 ns a token, more where three or four warpgroups share the
+    schedulers' logic pipe.  Blocks that leave room start earlier.  Rows are assumed to fall on experts evenly, give or
+    take a standard deviation.  A cluster costs what two blocks cost, and a whole pair of them where the last row tile
+    has no neighbour: what x read half as often is worth is for a sweep to say.
     """
     hit = p.experts * (1 - (1 - 1 / p.experts) ** p.tokens) if p.experts > 1 else 1.0
     mean = p.tokens / hit
@@ -132,12 +134,13 @@ def cost_us(p: Problem, row: Schedule) -> float:
     runs = max(1, ceil(most / row.max_tokens))
     tokens = max(ceil(most / runs / 8) * 8, row.max_tokens // 2)
     tiles = hit * runs * ceil(p.rows / (64 * row.consumers * row.cluster)) * row.cluster
-    chain_ns = (110 + 2.1 * tokens) * {2: 1.0, 3: 1.5, 4: 2.1}[row.consumers * row.blocks]
-    tile_us = p.cols / 128 * chain_ns / 1e3 + 1.6 + 0.007 * tokens
+    chain_ns = (130 + 2.8 * tokens) * {2: 1.0, 3: 1.45, 4: 2.8}[row.consumers * row.blocks]
+    tile_us = p.cols / 128 * chain_ns / 1e3 + 1.0 + 0.007 * tokens
+    early_us = {(2, 1): 0.4, (2, 2): 0.8}.get((row.room, row.blocks), 0.0)
     at_once = SMS * row.blocks
     if row.split_groups:
-        return max(tiles / at_once, row.split_groups / (p.cols / 128)) * tile_us + 6.4
-    return ceil(tiles / at_once) * tile_us
+        return max(tiles / at_once, row.split_groups / (p.cols / 128)) * tile_us + 5.0 - early_us
+    return ceil(tiles / at_once) * tile_us - early_us
 
 
 def choose(p: Problem, rows: Iterable[Schedule] = ROWS, cost: Cost = cost_us) -> Schedule:

@@ -1,7 +1,0 @@
-#include "../launch.cuh"
-
-namespace w4afp8::grouped_gemm {
-const char* launch_t32h(const Params& p, cudaStream_t stream) {
-  return launch<Config<2, TokenCounts<16, 32>, 3, 2, false, 1, Scales::kBFloat16, 2, 1>>(p, stream);
-}
-}  // namespace w4afp8::grouped_gemm
