@@ -47,15 +47,22 @@ def test_every_schedule_is_the_float64_product(row, counts, cols):
 @pytest.mark.parametrize("row", PLAIN, ids=lambda r: f"{r.kernel}-{r.split_groups}")
 @pytest.mark.parametrize("tokens", [1, 8, 77, 641])
 def test_every_schedule_runs_without_offsets(row, tokens):
-    """As `linear` calls it: planned before the kernel before has ended, whose results are then read."""
+    """As `linear` calls it: planned before the kernel before has ended, whose results are then read.
+
+    That is the quantizer, which lets the next kernel begin at once, as torch's kernels do not; x is another every time.
+    """
     problem = make([tokens], 448, 768, scale_type=SCALES[row.weight_scales][0])
     weight, scale = reference.prepack(problem.weight.cuda(), problem.weight_scale.cuda())
-    with_offsets = run(problem, row)
+    offsets = problem.offsets.cuda()
     for _ in range(3):
-        x, x_scale = (problem.x.cuda().view(torch.uint8) + 0).view(problem.x.dtype), problem.x_scale.cuda() * 1
-        poisoned = torch.full((tokens, 448), float("nan"), device="cuda", dtype=torch.bfloat16)
-        found = sm90.grouped_gemm(GemmCall(x, x_scale, weight, scale, None, torch.bfloat16, "sm90"), row, out=poisoned)
-        assert torch.equal(found, with_offsets)
+        wide = torch.randn(tokens, 768, device="cuda", dtype=torch.bfloat16)
+        poisoned = [torch.full((tokens, 448), float("nan"), device="cuda", dtype=torch.bfloat16) for _ in range(2)]
+        x, x_scale = sm90.quantize_fp8(wide, "token", None)
+        found, again = (
+            sm90.grouped_gemm(GemmCall(x, x_scale, weight, scale, bounds, torch.bfloat16, "sm90"), row, out=out)
+            for bounds, out in zip((None, offsets), poisoned, strict=True)
+        )
+        assert bool(again.isfinite().all()) and torch.equal(found, again)
 
 
 @pytest.mark.parametrize("row", GROUPED, ids=lambda r: f"{r.kernel}-{r.split_groups}")
@@ -83,9 +90,13 @@ def test_the_choice_reads_either_type_of_weight_scales(scale_type, scales):
     assert relative_error(OPS.grouped_gemm(*args).cpu(), problem.truth()) < 2e-3
 
 
-def test_a_kernel_for_bfloat16_scales_refuses_others():
+def test_a_kernel_refuses_scales_that_it_does_not_read():
     with pytest.raises(RuntimeError, match="reads bfloat16 scales, found float32"):
         run(make([5], 64, 256, scale_type=torch.float32), PLAIN[0])
+    with pytest.raises(RuntimeError, match="found one per token and group of 128"):
+        run(make([5], 64, 256, scales="group128"), PLAIN[0])
+    with pytest.raises(RuntimeError, match="found one per token or one in all"):
+        run(make([5], 64, 256), GROUPED[0])
 
 
 @pytest.mark.parametrize("mean", [0.0, 1.0], ids=["zero mean", "positive mean"])

@@ -70,7 +70,7 @@ def test_every_product_is_made_once(row: Schedule, counts: list[int], walk: Walk
     """K in one piece or in pieces that one owner adds up; odd numbers of row tiles among them."""
     for rows, cols in ((320, 768), (2112, 1536)):
         done: dict[tuple[int, int, int], list[Segment]] = defaultdict(list)
-        for s in walk(row, 132, rows, cols, counts):
+        for s in walk(row, schedules.SMS * row.blocks, rows, cols, counts):
             assert 0 < s.tokens <= row.max_tokens and s.groups > 0 and s.groups % row.stage_groups == 0
             done[s.expert, s.row_tile, s.first_row].append(s)
         tiles = ceil(rows / (64 * row.consumers * row.cluster)) * row.cluster
@@ -104,3 +104,25 @@ def test_the_blocks_of_a_cluster_walk_together(row: Schedule, counts: list[int],
         assert [s.row_tile + 1 for s in left] == [s.row_tile for s in right]
         assert all(s.row_tile % 2 == 0 for s in left)
         assert [s._replace(block=0, row_tile=0) for s in left] == [s._replace(block=0, row_tile=0) for s in right]
+
+
+@pytest.mark.parametrize("row", [r for r in schedules.ROWS if r.split_groups], ids=lambda r: r.kernel)
+@pytest.mark.parametrize("blocks", [264, 132, 114])
+def test_of_the_blocks_that_have_begun_one_team_waits_for_others(row: Schedule, blocks: int, walk: Walk) -> None:
+    """Blocks begin in their order, and beside another kernel not all at once: if two teams waited, none might end."""
+    cut = 0
+    for counts in ([1] * 5, [9, 0, 33, 130, 65], [1301]):
+        by_team: dict[int, list[Segment]] = defaultdict(list)
+        for s in walk(row, blocks, 448, 7168, counts):
+            if s.block % row.cluster == 0:
+                by_team[s.block // row.cluster].append(s)
+        for begun in range(1, blocks // row.cluster + 1):
+            waiting = [t for t in range(begun) if any(s.end_peer > max(begun, s.first_peer) for s in by_team[t])]
+            assert len(waiting) <= 1
+        for team, segments in by_team.items():
+            waits = [s.first_peer < s.end_peer for s in segments]
+            cut += sum(waits)
+            assert all(s.first_peer == team + 1 for s, waiting in zip(segments, waits, strict=True) if waiting)
+            assert not any(waits[:-1]), "what others want is left before it waits"
+            assert sum(not s.owner for s in segments) <= 1, "a slot holds the sums of one tile"
+    assert cut

@@ -12,9 +12,10 @@ __device__ __forceinline__ void wait_for_previous() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
-enum class Residence { kAny, kTogether };  // whether blocks may wait for each other, so that all must run at once
+// Whether every block may wait for every other, so that all must run at once.
+enum class Residence { kAny, kTogether };
 
-// Host: prepares a kernel of one block a multiprocessor with `shared` bytes of shared memory; says how many blocks.
+// Host: prepares a kernel with `shared` bytes of shared memory; says how many blocks are one a multiprocessor.
 template <class... Parameters>
 cudaError_t one_a_multiprocessor(void (*kernel)(Parameters...), size_t shared, int* blocks) {
   int device = 0;

@@ -97,7 +97,7 @@ struct Config {
   static_assert(Tokens::kNumber <= kMostCounts, "Arguments has a map for each token count");
   static_assert(kMaxTokens % 8 == 0, "x is whole swizzle atoms of eight rows");
   static_assert(sizeof(Smem) <= (kSharedLimit + kSharedOfBlock) / kRoom - kSharedOfBlock, "this schedule does not fit");
-  static_assert(kBlocks <= kRoom, "blocks wait for each other, so all must run at once");
+  static_assert(kBlocks <= kRoom, "no more blocks than there is room for: they wait for each other");
 };
 
 }  // namespace w4afp8::grouped_gemm

@@ -68,7 +68,8 @@ const char* describe_all(Arguments& args) {
   return wrong;
 }
 
-// The largest grid of whole clusters of this kernel that runs at once, at most `blocks`: split tiles wait for other blocks.
+// The largest grid of whole clusters of this kernel that runs at once, at most `blocks`: a split tile's owner waits
+// for the others.
 template <class C>
 cudaError_t clusters_at_once(size_t shared, int blocks, int* found) {
   static int clusters = 0;  // of one kernel on one kind of device
@@ -94,7 +95,13 @@ cudaError_t clusters_at_once(size_t shared, int blocks, int* found) {
 
 template <class C>
 const char* launch(const Params& p, cudaStream_t stream) {
-  if (C::kScales == Scales::kBFloat16 && p.weight_scale_float) return "this kernel reads bfloat16 scales, found float32";
+  if (C::kScales == Scales::kBFloat16 && p.weight_scale_float) {
+    return "this kernel reads bfloat16 scales, found float32";
+  }
+  if (p.x_scale_groups != C::kGroupScale) {
+    return C::kGroupScale ? "this kernel reads a scale per token and group of 128, found one per token or one in all"
+                          : "this kernel reads a scale per token or one in all, found one per token and group of 128";
+  }
   constexpr size_t kShared = sizeof(typename C::Smem);
   int blocks = 0;
   cudaError_t error = one_a_multiprocessor(kernel<C>, kShared, &blocks);

@@ -5,6 +5,10 @@
 // Whole waves of tiles go round robin.  What is left, less than one tile a team, is split along K: team c takes the
 // c-th equal share of the remaining (tile, group) pairs.  A tile's first share owns it: the others leave float partial
 // sums, and the owner adds them in the teams' order, so the result is the same on every run.
+//
+// A team leaves the sums that others want before it waits for any, and waits for teams of higher numbers alone.  Blocks
+// begin in the order of their numbers, so of those that have begun only one team, the owner of the tile at the border,
+// can wait for one that has not; the others end and make room.  So a kernel ends that does not have the device alone.
 #pragma once
 #include "../scan.cuh"
 #include "config.h"
