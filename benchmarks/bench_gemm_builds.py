@@ -184,6 +184,8 @@ def main() -> None:
         number = get_peer(options.prepare).prepare(what_rows(wanted, least, torch.device("cuda")))
         print(f"{options.prepare} is prepared in {number} modes of GEMMs, {time.monotonic() - begin:.0f} s")
         return
+    if not options.build:
+        parser.error("--build: found none, expected NAME=LIBRARY")
     done = measured(options.out, options.peer)
     wanted = [(name, m) for name, m in wanted if (name, m, f"{least}..7") not in done]
     rows_of = partial(likely, clusters=(1,) if options.no_clusters else (1, 2), most=options.most)

@@ -7,8 +7,8 @@
 `build` compiles kernel_layer_driver.cu against the kernels of every commit since `base` that changes them, and copies
 the last tree with its compiled library beside them.  `run` tests that library, lets the memory checker look at a small
 layer, then takes turns: every step at every shape, `rounds` times.  A step that has a kernel for few pairs (n8f) runs
-it where they are few.  All steps add in the same order, so each must have
-the outputs of the first, bit by bit; a step that hangs or differs is said and left out of the next round.
+it where they are few.  All steps add in the same order, so each must have the outputs of the first, bit by bit; a step
+that hangs or differs is said and left out of the next round.
 """
 
 from __future__ import annotations

@@ -129,6 +129,15 @@ def test_cells_are_named(small: ModuleType) -> None:
     assert set(every[: len(every) // 3]) == {(name, m) for name in GEMMS for m in (1, 64, 1024, 4096)}
 
 
+def test_without_a_build_nothing_begins(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench_gemm_builds.py", "--cells", "all", "--out", str(tmp_path / "cells.jsonl")])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert "--build: found none, expected NAME=LIBRARY" in capsys.readouterr().err and not [*tmp_path.iterdir()]
+
+
 def test_what_a_peer_prepares_for(small: ModuleType) -> None:
     found = small.what_rows([("moe", 8), ("dense", 8), ("dense", 1)], -7, torch.device("cpu"))
     moe, dense = (replace(GEMMS[name], least=-7) for name in ("moe", "dense"))

@@ -15,10 +15,10 @@ struct Arguments {
   CUtensorMap codes_map;           // [experts][row blocks][32 * groups][128]
   CUtensorMap scale_map;           // [experts][row blocks][64 * groups]
   CUtensorMap x_scale_map;         // [tokens], used when the scale is per token
-  CUtensorMap out_map;             // [tokens][rows] of 16-bit results, a box of eight tokens and 64 rows
+  CUtensorMap out_map;             // [tokens][rows] of large tiles' 16-bit results, a box of eight tokens and 64 rows
   Params p;
-  // Sums of tiles that are split along K, [blocks][consumers][tokens / 2 * 128]; absent words between launches, or, of large
-  // tiles, flags [blocks][consumers] that are zero between launches.
+  // Sums of tiles that are split along K, [blocks][consumers][tokens / 2 * 128]; absent words between launches, or, of
+  // large tiles, flags [blocks][consumers] that are zero between launches.
   float* partial;
   uint32_t* ready;
   // Do consumers fetch a tile's first groups while they multiply the last of the tile before?  It saves the start of

@@ -62,7 +62,7 @@ const char* describe_all(Arguments& args) {
     wrong = describe(&args.x_map[i], x);
   }
   if (wrong == nullptr && p.x_scale_stride == 1 && !C::kGroupScale) wrong = describe(&args.x_scale_map, x_scale);
-  if (wrong == nullptr && p.out_type != OutType::kFloat32) wrong = describe(&args.out_map, out);
+  if (wrong == nullptr && C::kStoresByCopy && p.out_type != OutType::kFloat32) wrong = describe(&args.out_map, out);
   if (wrong == nullptr) wrong = describe(&args.codes_map, codes);
   if (wrong == nullptr) wrong = describe(&args.scale_map, scale);
   return wrong;
