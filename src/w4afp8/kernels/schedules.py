@@ -35,8 +35,8 @@ class Schedule:
 
     `split_groups` 0 runs whole tiles; n cuts the tiles of the last, partial wave along K into shares of n groups of
     128 or more, summed in a fixed order.  `cluster` 2 pairs neighbouring blocks of the weight's rows: each loads
-    half of x for both.  Where a multiprocessor has `room` for two blocks and gets one, the next kernel's block may be there
-    before this one has ended; where it gets two, one computes while the other waits.
+    half of x for both.  Where a multiprocessor has `room` for two blocks and gets one, the next kernel's block may be
+    there before this one has ended; where it gets two, one computes while the other waits.
     """
 
     kernel: str

@@ -18,8 +18,8 @@ from w4afp8.kernels.checks import GROUP_K
 from w4afp8.numerics.distance import relative_frobenius
 
 WORST_ERROR = 2e-3  # relative Frobenius; rounding the exact product to bfloat16 costs 1.7e-3
-# Of a layer: products rounded a last place apart may fall on neighbouring e4m3 steps, 1/16 of a value; where one value in
-# eight does, the distance is 2.1e-2, as of the one token of R1 at M = 1, alike by every way of running it.
+# Of a layer: products rounded a last place apart may fall on neighbouring e4m3 steps, 1/16 of a value; where one value
+# in eight does, the distance is 2.1e-2, as of the one token of R1 at M = 1, alike by every way of running it.
 WORST_LAYER_ERROR = 3e-2
 TOKENS = 8  # of a layer, compared with the plain twin
 EXPERTS, ROWS = 6, 96  # compared with float64: so many experts, so many rows of each
