@@ -29,7 +29,10 @@ __device__ __forceinline__ bool next_segment(Smem& smem, Ring<kSegments>& ring, 
   ptx::barrier_wait(&smem.segment_full[ring.stage], ring.phase);
   s = smem.segment[ring.stage];
   if constexpr (kWarp) __syncwarp();
-  if (!kWarp || threadIdx.x % 32 == 0) ptx::barrier_arrive(&smem.segment_empty[ring.stage]);
+  // All that is read of it, else the planning thread may be faster than the loads.
+  const uint32_t loaded = s.phase | s.stages | s.row_tile | s.weight_stage | s.run | s.first_row | s.block8 | s.tokens |
+                          s.first_stage | s.peers | s.owner | s.shared;
+  if (!kWarp || threadIdx.x % 32 == 0) ptx::barrier_arrive_after(&smem.segment_empty[ring.stage], loaded);
   ring.advance();
   return s.stages > 0;
 }
