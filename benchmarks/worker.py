@@ -77,7 +77,9 @@ class Worker:
 
     def answer(self) -> Any:
         assert self.process.stdout
-        if not select.select([self.process.stdout], [], [], PATIENCE_S)[0]:
+        poll = select.poll()  # select() knows no file beyond the 1024th
+        poll.register(self.process.stdout, select.POLLIN)
+        if not poll.poll(PATIENCE_S * 1e3):
             raise CellError(f"{self.name}: no answer in {PATIENCE_S:.0f} s")
         line = self.process.stdout.readline()
         found = json.loads(line) if line else {"failed": "the process has ended, see above"}
