@@ -35,6 +35,7 @@ from typing import Any
 
 import torch
 
+import sweep
 from gemm_server import GEMMS, SERVE
 from w4afp8.kernels import schedules, tuned
 from w4afp8.kernels.schedules import Problem, Schedule
@@ -190,28 +191,12 @@ def main() -> None:
     wanted = [(name, m) for name, m in wanted if (name, m, f"{least}..7") not in done]
     rows_of = partial(likely, clusters=(1,) if options.no_clusters else (1, 2), most=options.most)
     workers = [Worker.start(name, [*SERVE, path]) for name, _, path in (w.partition("=") for w in options.build)]
-    try:
-        said = workers[0].ask("machine")
-    except CellError as error:
-        raise SystemExit(str(error)) from None
-    machine = Machine.from_json(said)
-    about = {key: value for key, value in said.items() if isinstance(value, str)}
-    cells.append(options.out, cells.machine_line(machine, about))
-    for number, (name, tokens) in enumerate(wanted):
-        if time.monotonic() - begin > options.limit_s:
-            print(f"not begun, {len(wanted) - number} cells from {name}:{tokens} on; call again with the same --out")
-            break
-        try:
-            for who, cell, beside in measure(workers, name, tokens, machine, options.peer, rows_of, least):
-                line = {**json.loads(cells.cell_line(cell, about)), "build": who, **beside}
-                cells.append(options.out, json.dumps(line))
-                print(line_of(who, cell, beside), flush=True)
-        except CellError as error:
-            print(f"{name:20} {tokens:5} FAILED, {error}", flush=True)
-            workers = [worker.again() for worker in workers]
-    for worker in workers:
-        worker.end()
-    print(f"{time.monotonic() - begin:.0f} s")
+
+    def one(now: Sequence[Worker], name: str, tokens: int, machine: Machine) -> sweep.Found:
+        for who, cell, beside in measure(now, name, tokens, machine, options.peer, rows_of, least):
+            yield cell, {"build": who, **beside}, line_of(who, cell, beside)
+
+    sweep.run(workers, wanted, one, options.out, options.limit_s)
 
 
 if __name__ == "__main__":

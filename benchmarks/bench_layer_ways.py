@@ -15,14 +15,13 @@ that fails or hangs is said, its process is started anew, the next cell is measu
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import sweep
 from bench_gemm_builds import measured
 from w4afp8.kernels.calls import MoECall
 from w4afp8.measure import cells, data, stand, tune
@@ -134,29 +133,14 @@ def main() -> None:
     if options.serve:
         serve(Server(stand.hopper("bench_layer_ways")))
         return
-    begin = time.monotonic()
     done = {(name, m) for name, m, _ in measured(options.out, options.peer, "moe")}
     wanted = [cell for cell in parse_cells(options.cells) if cell not in done]
-    worker = Worker.start("layers", SERVE)
-    try:
-        said = worker.ask("machine")
-    except CellError as error:
-        raise SystemExit(str(error)) from None
-    machine, about = Machine.from_json(said), {key: value for key, value in said.items() if isinstance(value, str)}
-    cells.append(options.out, cells.machine_line(machine, about))
-    for number, (name, tokens) in enumerate(wanted):
-        if time.monotonic() - begin > options.limit_s:
-            print(f"not begun, {len(wanted) - number} cells from {name}:{tokens} on; call again with the same --out")
-            break
-        try:
-            for cell, beside in measure(worker, name, tokens, machine, options.peer):
-                cells.append(options.out, json.dumps({**json.loads(cells.cell_line(cell, about)), **beside}))
-                print(line_of(cell, beside), flush=True)
-        except CellError as error:
-            print(f"{name:4} {tokens:5} FAILED, {error}", flush=True)
-            worker = worker.again()
-    worker.end()
-    print(f"{time.monotonic() - begin:.0f} s")
+
+    def one(now: Sequence[Worker], name: str, tokens: int, machine: Machine) -> sweep.Found:
+        for cell, beside in measure(now[0], name, tokens, machine, options.peer):
+            yield cell, beside, line_of(cell, beside)
+
+    sweep.run([Worker.start("layers", SERVE)], wanted, one, options.out, options.limit_s)
 
 
 if __name__ == "__main__":

@@ -159,5 +159,5 @@ def test_a_cell_that_fails_does_not_end_the_run(
         done = [(r["tokens"], r["build"], r["us"], r["peer_us"], r["codes"]) for r in lines if r["record"] == "gemm"]
         assert done == [(m, "new", 2.0, 3.0, "-8..7") for m in (1, 5)], "what stands there is not measured again"
     said = capfd.readouterr().out
-    for tokens, why in ((2, "cell: RuntimeError: out of luck"), (3, "no answer in 3 s"), (4, "the process has ended")):
+    for tokens, why in ((2, "cell: RuntimeError: out of luck"), (3, "no answer in 8 s"), (4, "the process has ended")):
         assert f"{tokens} FAILED, new: {why}" in said
