@@ -67,9 +67,9 @@ def key_of(record: Record) -> tuple[Any, ...]:
 
 
 def lines_of(measured: Sequence[Run], kind: str, kernels: int) -> list[Record]:
-    """The records of one kind, each run's machine before its cells."""
+    """The records of one kind, each run's machine before its cells; that of all codes last: `bench --from` shows it."""
     lines: list[Record] = []
-    for machine, cells in measured:
+    for machine, cells in sorted(measured, key=lambda run: any(codes_of(cell) == "-8..7" for cell in run[1])):
         mine = [cell for cell in cells if cell["record"] == kind]
         if mine:
             lines.append({**machine, "kernels": kernels})
