@@ -229,3 +229,19 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(sound: Path) -> None:
         for attempt in read:
             with pytest.raises(CheckpointError, match=r"a .*ends early"):
                 attempt()
+
+
+def open_below(folder: Path) -> list[str]:
+    """Files of `folder` that this process has open."""
+    links = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    return sorted(link.name for link in links if link.parent == folder)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no /proc")
+def test_a_reader_that_is_forgotten_leaves_nothing_open(sound: Path) -> None:
+    reader = CheckpointReader(sound)
+    for name in reader.specs:
+        reader.read(name)
+    assert open_below(sound) == ["one.safetensors", "two.safetensors"]
+    del reader
+    assert open_below(sound) == []

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,7 @@ class CheckpointReader:
         self.specs: dict[str, TensorSpec] = self._specs(weight_map)
         self._files: dict[str, int] = {}
         self._opening = threading.Lock()
+        weakref.finalize(self, close_all, self._files)  # who forgets to close leaves nothing open
 
     def _weight_map(self) -> dict[str, str]:
         index, single = self.folder / INDEX, self.folder / SINGLE
@@ -140,10 +142,7 @@ class CheckpointReader:
             done += got
 
     def close(self) -> None:
-        for descriptor in self._files.values():
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
-        self._files.clear()
+        close_all(self._files)
 
     def __enter__(self) -> CheckpointReader:
         return self
@@ -152,6 +151,14 @@ class CheckpointReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def close_all(files: dict[str, int]) -> None:
+    """Closes these descriptors, and forgets them."""
+    for descriptor in files.values():
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    files.clear()
 
 
 def read_tensor(path: Path, spec: TensorSpec) -> Tensor:
