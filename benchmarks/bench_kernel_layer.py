@@ -4,7 +4,7 @@
     python benchmarks/bench_kernel_layer.py [--shapes R1,EP8,TP8,OSS] [--tokens 1,8,...] [--peer humming] [--out FILE]
                                             [--ways chosen,several,n8]
 
-`w4afp8 bench moe`, then the ratios to results/kernels-peer-layers.json, recorded on an H200 by the same method.
+`w4afp8 bench moe`, then the ratios to results/kernels-peers-recorded.json, recorded on an H200 by the same method.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from w4afp8.cli import cli, code_of
 from w4afp8.measure import cells
 from w4afp8.measure.shapes import NAMED
 
-RECORDED = Path(__file__).parent / "results" / "kernels-peer-layers.json"
+RECORDED = Path(__file__).parent / "results" / "kernels-peers-recorded.json"
 LAYERS = [name for name, shape in NAMED.items() if shape.layer]
 
 

@@ -3,7 +3,8 @@
 
     python benchmarks/kernel_summary.py [--kernels 7] [--before 6]
 
-Reads results/kernels-gemm-h200.jsonl and kernels-layer-h200.jsonl.  A GEMM's bar, of every named cell with codes -8..7:
+Reads results/kernels-gemm-h200.jsonl, kernels-layer-h200.jsonl and, for peers timed in runs of their own,
+kernels-peers-recorded.json.  A GEMM's bar, of every named cell with codes -8..7:
 
     bound by bytes, < 100 MB                    1.5 x a plain read of the same bytes
     fewer than 16 rows an expert, >= 100 MB     1.12 x the floor
@@ -26,6 +27,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 GEMMS, LAYERS = "kernels-gemm-h200.jsonl", "kernels-layer-h200.jsonl"
+RECORDED = "kernels-peers-recorded.json"  # peers in runs of their own
 DECODE_BYTES = 100e6
 
 
@@ -160,6 +162,21 @@ def behind(rows: Rows) -> str:
     return f"behind the peer: {len(slower)}" + "".join(f"\n  {name} {x:.3f} ({how})" for x, name, how in slower)
 
 
+def recorded_line(what: str, rows: Rows, peer: str = "sglang") -> str:
+    """A peer that was timed in another run by the same method, over the cells that both have."""
+    theirs = json.loads((RESULTS / RECORDED).read_text())[f"{peer}_us"]
+    ratios = sorted(
+        (theirs[shape][str(tokens)] / row.us, row.name)
+        for (shape, tokens), row in rows.items()
+        if str(tokens) in theirs.get(shape, {})
+    )
+    if not ratios:
+        return f"{what}: {peer} was recorded in none of these cells"
+    mean = exp(sum(log(ratio) for ratio, _ in ratios) / len(ratios))
+    ends = " .. ".join(f"{name} {ratio:.2f}" for ratio, name in (ratios[0], ratios[-1]))
+    return f"{what}: {peer} (recorded) / ours {mean:.2f} over {len(ratios)} cells ({ends})"
+
+
 def layer_lines(rows: Rows) -> list[str]:
     """A line of Markdown a cell."""
     lines = ["| layer | M | way | us | x floor | Humming | Humming / ours |", "| --- " * 7 + "|"]
@@ -175,10 +192,11 @@ def summary(gemms: Rows, before: Rows, version: int, layers: Rows) -> str:
     lines = []
     if gemms:
         lines += [*group_table(gemms, before, version), "", behind(gemms), "", *bar_lines(gemms, gemm_bar), ""]
+        lines += [recorded_line("GEMMs", gemms), ""]
     if layers:
         ratio, faster = against([row for row in layers.values() if row.peer_us])
         lines += [*layer_lines(layers), "", f"layers: Humming / ours {ratio}, faster in {faster} of {len(layers)}"]
-        lines += [behind(layers), "", *bar_lines(layers, layer_bar)]
+        lines += [behind(layers), "", *bar_lines(layers, layer_bar), "", recorded_line("layers", layers)]
     return "\n".join(lines)
 
 

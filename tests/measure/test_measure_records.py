@@ -150,3 +150,14 @@ def test_the_records_of_version_6_give_the_logs_table(script: ModuleType) -> Non
     lines = summary.group_table(beside, {}, 5)
     assert lines[2] == "| all | 95 | 1.70 (1.07..4.11) | 1.96 | 1.15 | 70 | - |"
     assert lines[-1] == "| dense, M >= 256 | 30 | 1.72 (1.38..2.88) | 1.90 | 1.11 | 23 | - |"
+
+
+def test_a_recorded_peer_is_compared_where_both_were_measured(script: ModuleType) -> None:
+    summary = sys.modules["kernel_summary"]
+    theirs = json.loads((summary.RESULTS / summary.RECORDED).read_text())["sglang_us"]["R1.gate_up"]
+    lines = [gemm(8, theirs["8"] / 4), gemm(512, theirs["512"]), gemm(16, 1.0)]  # at 16 tokens it was not recorded
+    rows = summary.rows_of([{**line, "kernels": 7} for line in lines], 7)
+    assert summary.recorded_line("GEMMs", rows) == (
+        "GEMMs: sglang (recorded) / ours 2.00 over 2 cells (R1.gate_up M=512 1.00 .. R1.gate_up M=8 4.00)"
+    )
+    assert "none of these cells" in summary.recorded_line("GEMMs", {})

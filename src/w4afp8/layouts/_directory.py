@@ -16,8 +16,8 @@ from torch import Tensor
 
 from w4afp8 import layouts
 from w4afp8.checkpoint.header import read_header
-from w4afp8.checkpoint.reader import CONFIG, CheckpointReader, read_json, refuse_link_out
-from w4afp8.checkpoint.spec import DTYPES, TensorSpec
+from w4afp8.checkpoint.reader import CONFIG, CheckpointReader, read_json, read_tensor, refuse_link_out
+from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.errors import CheckpointError, raise_all
 from w4afp8.layouts import _record, _stack
 from w4afp8.layouts._experts import Holder, Layer, inventory, layers_of, sizes_of
@@ -179,13 +179,7 @@ class LaidOut:
         """A tensor of KEPT, or one part of it along its first axis."""
         _require_alike(self.kept[name], self.specs.get(name))
         spec = self.kept[name] if part is None else self.kept[name].part(part)
-        with (self.folder / _record.KEPT).open("rb") as file:
-            file.seek(spec.begin)
-            raw = bytearray(file.read(spec.span_bytes))
-        if len(raw) < spec.span_bytes:
-            raise CheckpointError(f"{spec}: the file ends early")
-        flat = torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
-        return flat.view(DTYPES[spec.dtype]).view(spec.shape)
+        return read_tensor(self.folder / _record.KEPT, spec)
 
     @property
     def scaled(self) -> bool:
