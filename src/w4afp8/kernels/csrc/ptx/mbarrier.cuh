@@ -100,6 +100,21 @@ __device__ __forceinline__ void cluster_barrier() {
   asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
 
+// What another block of the cluster has in its shared memory at the same place.
+__device__ __forceinline__ int load_of_block(const int* shared, uint32_t rank) {
+  int v;
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %1, %2;\n"
+      "ld.shared::cluster.b32 %0, [there];\n"
+      "}\n"
+      : "=r"(v)
+      : "r"(shared_address(shared)), "r"(rank)
+      : "memory");
+  return v;
+}
+
 // Loads from shared memory by its own addresses, which are half as long as pointers.
 __device__ __forceinline__ int4 load_shared_16(uint32_t address) {
   int4 v;

@@ -20,6 +20,11 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(Quantize p, Routing 
   extern __shared__ int ids[];
   wait_for_previous();
   const int token = blockIdx.x;
+  if constexpr (kScatter && !kRoutes) {
+    int row = -1;
+    if (threadIdx.x < r.top_k) row = rows_here[threadIdx.x] = r.rows[token * r.top_k + threadIdx.x];
+    if (!__syncthreads_or(row >= 0) && token > 0) return;  // all its experts are other ranks'; block 0 has a static scale to leave
+  }
   const size_t begin = static_cast<size_t>(token) * p.cols;
   Raw<kFloat> kept[kMaxPieces];
 #pragma unroll
@@ -33,12 +38,7 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(Quantize p, Routing 
   for (int at = (kMaxPieces * kThreads + threadIdx.x) * 8; at < p.cols; at += kThreads * 8) {
     amax = fmaxf(amax, largest(widen<kFloat>(load_raw<kFloat>(p.x, begin + at), p.type)));
   }
-  if constexpr (kRoutes) {
-    route_few(r, token, ids, rows_here);
-  } else if constexpr (kScatter) {
-    if (threadIdx.x < r.top_k) rows_here[threadIdx.x] = r.rows[token * r.top_k + threadIdx.x];
-    __syncthreads();
-  }
+  if constexpr (kRoutes) route_few(r, token, ids, rows_here);
   float scale;
   if (p.static_scale != nullptr) {
     scale = *p.static_scale;
@@ -92,76 +92,98 @@ __global__ void __launch_bounds__(kThreads) quantize_groups_kernel(Quantize p) {
   if (threadIdx.x % 16 == 0) p.scale[group] = scale;
 }
 
-// One block a row; a row of up to 8 * blockDim * 2 values stays in registers.
+// One warp a row.  A row of up to kPieces * 256 values is read once and stays in registers; of a longer one the rest is
+// read twice.
+template <int kPieces>
 __global__ void __launch_bounds__(kThreads) activate_kernel(Activation p) {
   wait_for_previous();
-  const int row = blockIdx.x;
-  if (row >= *p.rows) return;
-  const size_t gate = static_cast<size_t>(row) * 2 * p.cols;
-  constexpr int kPieces = 2;
-  Raw<false> raw_gate[kPieces], raw_up[kPieces];
-#pragma unroll
-  for (int i = 0; i < kPieces; ++i) {
-    const int at = (i * blockDim.x + threadIdx.x) * 8;
-    raw_gate[i] = at < p.cols ? load_raw<false>(p.gate_up, gate + at) : Raw<false>{};
-    raw_up[i] = at < p.cols ? load_raw<false>(p.gate_up, gate + p.cols + at) : Raw<false>{};
-  }
-  Eight kept[kPieces];
-  float amax = 0.0f;
-  const auto product = [&](const Raw<false>& raw_g, const Raw<false>& raw_u) {
-    const Eight g = widen<false>(raw_g, p.type), u = widen<false>(raw_u, p.type);
+  const int lane = threadIdx.x % 32, rows = *p.rows;
+  const auto product = [&](const Raw<false>& raw_gate, const Raw<false>& raw_up) {
+    const Eight gate = widen<false>(raw_gate, p.type), up = widen<false>(raw_up, p.type);
     Eight h;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) h.v[i] = swiglu(g.v[i], u.v[i], p.swiglu);
+    for (int i = 0; i < 8; ++i) h.v[i] = swiglu(gate.v[i], up.v[i], p.swiglu);
     return h;
   };
-  const auto value = [&](int at) {
-    return product(load_raw<false>(p.gate_up, gate + at), load_raw<false>(p.gate_up, gate + p.cols + at));
-  };
+  for (int row = blockIdx.x * (kThreads / 32) + threadIdx.x / 32; row < rows; row += gridDim.x * (kThreads / 32)) {
+    const size_t gate = static_cast<size_t>(row) * 2 * p.cols, up = gate + p.cols;
+    const auto more = [&](auto&& use) {
+      for (int at = (kPieces * 32 + lane) * 8; at < p.cols; at += 32 * 8) {
+        use(at, product(load_raw<false>(p.gate_up, gate + at), load_raw<false>(p.gate_up, up + at)));
+      }
+    };
+    Raw<false> raw_gate[kPieces], raw_up[kPieces];
 #pragma unroll
-  for (int i = 0; i < kPieces; ++i) {
-    const int at = (i * blockDim.x + threadIdx.x) * 8;
-    if (at < p.cols) {
-      kept[i] = product(raw_gate[i], raw_up[i]);
-      amax = fmaxf(amax, largest(kept[i]));
+    for (int i = 0; i < kPieces; ++i) {
+      const int at = (i * 32 + lane) * 8;
+      raw_gate[i] = at < p.cols ? load_raw<false>(p.gate_up, gate + at) : Raw<false>{};
+      raw_up[i] = at < p.cols ? load_raw<false>(p.gate_up, up + at) : Raw<false>{};
     }
-  }
-  for (int at = (kPieces * blockDim.x + threadIdx.x) * 8; at < p.cols; at += blockDim.x * 8) {
-    amax = fmaxf(amax, largest(value(at)));
-  }
-  const float scale = p.static_scale != nullptr ? *p.static_scale
-                                                : __fdiv_rn(fmaxf(block_max(amax), kSmallestAmax), kLargest);
-  const Divisor divide(scale);
-  uint8_t* q = p.q + static_cast<size_t>(row) * p.cols;
+    Eight kept[kPieces];
+    float amax = 0.0f;
 #pragma unroll
-  for (int i = 0; i < kPieces; ++i) {
-    const int at = (i * blockDim.x + threadIdx.x) * 8;
-    if (at < p.cols) *reinterpret_cast<uint2*>(q + at) = to_e4m3(kept[i], divide);
-  }
-  for (int at = (kPieces * blockDim.x + threadIdx.x) * 8; at < p.cols; at += blockDim.x * 8) {
-    *reinterpret_cast<uint2*>(q + at) = to_e4m3(value(at), divide);
-  }
-  if (threadIdx.x == 0) {
-    if (p.static_scale == nullptr) p.scale[row] = scale;
-    if (p.static_scale != nullptr && row == 0) p.scale[0] = scale;
+    for (int i = 0; i < kPieces; ++i) {
+      kept[i] = product(raw_gate[i], raw_up[i]);
+      if ((i * 32 + lane) * 8 < p.cols) amax = fmaxf(amax, largest(kept[i]));
+    }
+    more([&](int, const Eight& h) { amax = fmaxf(amax, largest(h)); });
+    const float scale = p.static_scale != nullptr ? *p.static_scale
+                                                  : __fdiv_rn(fmaxf(warp_max(amax), kSmallestAmax), kLargest);
+    const Multiplier divide(scale);
+    const auto write = [&](int at, const Eight& h) {
+      *reinterpret_cast<uint2*>(p.q + static_cast<size_t>(row) * p.cols + at) = to_e4m3(h, divide);
+    };
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const int at = (i * 32 + lane) * 8;
+      if (at < p.cols) write(at, kept[i]);
+    }
+    more(write);
+    if (lane == 0 && (p.static_scale == nullptr || row == 0)) p.scale[row] = scale;
   }
 }
 
-// out[t] = factor * sum over choices of weight * down[row].
-__global__ void __launch_bounds__(kThreads) combine_kernel(Combine p) {
-  const int token = blockIdx.x, at = (blockIdx.y * kThreads + threadIdx.x) * 8;
+// out[t] = factor * sum over choices of weight * down[row].  A block sums `pieces` times 2048 columns of a token, and looks
+// up its choices once: those that are here.
+__global__ void __launch_bounds__(kThreads) combine_kernel(Combine p, int pieces) {
+  __shared__ int rows[kMaxTopK];
+  __shared__ float weights[kMaxTopK];
+  __shared__ int here;
+  const int token = blockIdx.x, lane = threadIdx.x;
   wait_for_previous();
-  if (at >= p.cols) return;
-  const int* rows = p.rows + static_cast<size_t>(token) * p.top_k;
-  const float* weights = p.weights + static_cast<size_t>(token) * p.top_k;
-  *reinterpret_cast<uint4*>(static_cast<uint16_t*>(p.out) + static_cast<size_t>(token) * p.cols + at) =
-      weighted_sum<false>(p, rows, weights, at);
+  if (lane < 32) {
+    int count = 0;
+#pragma unroll 1
+    for (int first = 0; first < p.top_k; first += 32) {
+      const size_t pair = static_cast<size_t>(token) * p.top_k + first + lane;
+      const int row = first + lane < p.top_k ? p.rows[pair] : -1;
+      const uint32_t some = __ballot_sync(~0u, row >= 0);
+      const int place = count + __popc(some & ((1u << lane) - 1));
+      if (row >= 0) rows[place] = row, weights[place] = p.weights[pair];
+      count += __popc(some);
+    }
+    if (lane == 0) here = count;
+  }
+  __syncthreads();
+  p.top_k = here;
+  uint16_t* out = static_cast<uint16_t*>(p.out) + static_cast<size_t>(token) * p.cols;
+  for (int piece = blockIdx.y * pieces, last = piece + pieces; piece < last; ++piece) {
+    const int at = (piece * kThreads + threadIdx.x) * 8;
+    if (at >= p.cols) return;
+    *reinterpret_cast<uint4*>(out + at) = p.top_k <= 2 ? weighted_sum<false, 2>(p, rows, weights, at)
+                                                       : weighted_sum<false>(p, rows, weights, at);
+  }
 }
 
 }  // namespace
 
 const char* route(const Routing& r, cudaStream_t stream) {
-  return message(launch_overlapped(route_kernel, r.experts + 1, 256, 0, stream, r));
+  if (r.experts > kRouteExperts) return "more than 512 experts";
+  const size_t shared = route_shared_bytes(r.experts);
+  const cudaError_t error = cudaFuncSetAttribute(route_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  if (error != cudaSuccess) return cudaGetErrorString(error);
+  return message(launch_overlapped<Residence::kAny, kRouteBlocks>(route_kernel, kRouteBlocks, 32 * kRouteWarps, shared,
+                                                                  stream, r));
 }
 
 const char* quantize(const Quantize& p, cudaStream_t stream) {
@@ -185,14 +207,19 @@ const char* scatter_quantize(const Quantize& p, const Routing& r, bool routes, c
 }
 
 const char* activate(const Activation& p, cudaStream_t stream) {
-  int threads = (p.cols / 8 + 31) / 32 * 32;
-  threads = threads > kThreads ? kThreads : threads;
-  return message(launch_overlapped(activate_kernel, p.max_rows, threads, 0, stream, p));
+  const auto kernel = p.cols <= 256 ? activate_kernel<1> : p.cols <= 1024 ? activate_kernel<4> : activate_kernel<8>;
+  int blocks = 0;
+  const cudaError_t error = one_a_multiprocessor(kernel, 0, &blocks);
+  if (error != cudaSuccess) return cudaGetErrorString(error);
+  constexpr int kRowsAtOnce = kThreads / 32, kBlocksEach = 4;
+  blocks = min(kBlocksEach * blocks, (p.max_rows + kRowsAtOnce - 1) / kRowsAtOnce);
+  return message(launch_overlapped(kernel, blocks, kThreads, 0, stream, p));
 }
 
 const char* combine(const Combine& p, cudaStream_t stream) {
-  const dim3 grid(p.tokens, (p.cols / 8 + kThreads - 1) / kThreads);
-  return message(launch_overlapped(combine_kernel, grid, kThreads, 0, stream, p));
+  // Where blocks are many, each takes a whole token: one wait for the rows of its choices, then load after load.
+  const int all = (p.cols / 8 + kThreads - 1) / kThreads, pieces = p.tokens >= 512 ? all : 1;
+  return message(launch_overlapped(combine_kernel, dim3(p.tokens, all / pieces), kThreads, 0, stream, p, pieces));
 }
 
 }  // namespace w4afp8::moe

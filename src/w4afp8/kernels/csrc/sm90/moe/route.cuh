@@ -1,52 +1,80 @@
 // Which row of the sorted activations a (token, choice) pair gets: rows of one expert together, experts in order, pairs
 // of an expert in order of pair.  Counting alone decides it, so the result is the same on every run.
 #pragma once
+#include "../../ptx/mbarrier.cuh"
 #include "../overlap.cuh"
 #include "../scan.cuh"
 #include "pairs.cuh"
 
 namespace w4afp8::moe {
 
-// One block an expert: count the pairs before its rows, then hand out its rows in order.
-__global__ void __launch_bounds__(256) route_kernel(Routing r) {
-  constexpr int kEach = 8;
-  __shared__ int before_each[8], own_each[8];
+constexpr int kRouteBlocks = 8;  // a cluster
+constexpr int kRouteWarps = 32;  // of each
+constexpr int kRouteExperts = 512;
+
+// Counts of each warp's share of the pairs by expert, of the block's, and the first row of the block's.
+__host__ __device__ constexpr size_t route_shared_bytes(int experts) {
+  return (kRouteWarps + 2) * (experts + 1) * sizeof(int);
+}
+
+// One cluster counts, then hands out rows: every warp owns a run of pairs, in order.  Bucket `experts` takes the pairs that
+// are another rank's.
+__global__ void __launch_bounds__(32 * kRouteWarps) route_kernel(Routing r) {
+  extern __shared__ int shared[];
+  __shared__ int warp_total[kRouteWarps];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, thread = threadIdx.x;
+  const int buckets = r.experts + 1, pairs = r.tokens * r.top_k;
+  int* own = shared + warp * buckets;
+  int* block = shared + kRouteWarps * buckets;
+  int* first = block + buckets;
+  for (int i = thread; i < kRouteWarps * buckets; i += blockDim.x) shared[i] = 0;
   wait_for_previous();
-  const int e = blockIdx.x, pairs = r.tokens * r.top_k, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  int before = 0;
-  for (int p = threadIdx.x; p < pairs; p += 256) before += expert_of(r, p) < e;
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) before += __shfl_xor_sync(~0u, before, step);
-  if (lane == 0) before_each[warp] = before;
   __syncthreads();
-  int row = 0;
-  for (int w = 0; w < 8; ++w) row += before_each[w];
-  if (threadIdx.x == 0) r.offsets[e] = row;
-  for (int base = 0; base < pairs; base += 256 * kEach) {
-    const int first = base + threadIdx.x * kEach;
-    int own = 0;
-    int mine[kEach];
+
+  const int rounds = (pairs + 32 * kRouteWarps * kRouteBlocks - 1) / (32 * kRouteWarps * kRouteBlocks);
+  const int begin = (blockIdx.x * kRouteWarps + warp) * rounds * 32, end = min(begin + rounds * 32, pairs);
+#pragma unroll 4
+  for (int pair = begin + lane; pair < end; pair += 32) atomicAdd(&own[expert_of(r, pair)], 1);
+  __syncthreads();
+  for (int e = thread; e < buckets; e += blockDim.x) {
+    int sum = 0;
+#pragma unroll 8
+    for (int w = 0; w < kRouteWarps; ++w) {
+      const int count = shared[w * buckets + e];
+      shared[w * buckets + e] = sum;
+      sum += count;
+    }
+    block[e] = sum;
+  }
+  ptx::cluster_barrier();
+  int before = 0, total = 0;
+  if (thread < buckets) {
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      mine[i] = first + i < pairs ? expert_of(r, first + i) : r.experts;
-      own += mine[i] == e;
-      if (e == r.experts && first + i < pairs && mine[i] == e) r.rows[first + i] = -1;
+    for (int b = 0; b < kRouteBlocks; ++b) {
+      const int count = ptx::load_of_block(&block[thread], b);
+      if (b < static_cast<int>(blockIdx.x)) before += count;
+      total += count;
     }
-    const int sum = running_sum(own);
-    __syncthreads();
-    if (lane == 31) own_each[warp] = sum;
-    __syncthreads();
-    int at = row + sum - own;
-    for (int w = 0; w < 8; ++w) {
-      if (w < warp) at += own_each[w];
-      row += own_each[w];
-    }
-    if (e < r.experts) {
-#pragma unroll
-      for (int i = 0; i < kEach; ++i) {
-        if (mine[i] == e) r.rows[first + i] = at++;
-      }
-    }
+  }
+  const int sum = running_sum(total);
+  if (lane == 31) warp_total[warp] = sum;
+  ptx::cluster_barrier();  // nobody reads another block's counts from here on
+  int row = sum - total;
+  for (int w = 0; w < warp; ++w) row += warp_total[w];
+  if (thread < buckets) {
+    first[thread] = row + before;
+    if (blockIdx.x == 0) r.offsets[thread] = row;
+  }
+  __syncthreads();
+
+  for (int base = begin; base < end; base += 32) {
+    const int pair = base + lane, e = pair < end ? expert_of(r, pair) : -1;
+    const uint32_t same = __match_any_sync(~0u, e);
+    const int rank = __popc(same & ((1u << lane) - 1));
+    if (e >= 0) r.rows[pair] = e < r.experts ? first[e] + own[e] + rank : -1;
+    __syncwarp();
+    if (e >= 0 && rank == 0) own[e] += __popc(same);
+    __syncwarp();
   }
 }
 

@@ -84,7 +84,15 @@ struct Divisor {
   }
 };
 
-__device__ __forceinline__ uint2 to_e4m3(const Eight& x, const Divisor& divide) {
+// x times the rounded 1 / scale, for values that no reference has bit for bit.
+struct Multiplier {
+  float inverse;
+  __device__ __forceinline__ explicit Multiplier(float scale) : inverse(1.0f / scale) {}
+  __device__ __forceinline__ float operator()(float x) const { return x * inverse; }
+};
+
+template <class Divide>
+__device__ __forceinline__ uint2 to_e4m3(const Eight& x, const Divide& divide) {
   uint32_t words[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {

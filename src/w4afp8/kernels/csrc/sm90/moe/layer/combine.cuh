@@ -64,21 +64,21 @@ __device__ __forceinline__ void combine_few(const Layer& p, void* products, cons
       asm volatile("" : "+r"(row));
       return down + row * (all.cols / 8);
     };
-    const auto read = [&](int first, int (&row)[kAtOnce], Raw<false> (&x)[kAtOnce]) {
+    const auto read = [&](int first, int (&row)[kChoicesAtOnce], Raw<false> (&x)[kChoicesAtOnce]) {
 #pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) row[i] = first + i < all.top_k ? rows[token * all.top_k + first + i] : -1;
+      for (int i = 0; i < kChoicesAtOnce; ++i) row[i] = first + i < all.top_k ? rows[token * all.top_k + first + i] : -1;
       bool there;
       do {
         there = true;
 #pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) {
+        for (int i = 0; i < kChoicesAtOnce; ++i) {
           x[i].words[0] = row[i] < 0 ? uint4{} : look_at_four(place(row[i]));
         }
 #pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) there &= all_there(x[i].words[0]);
+        for (int i = 0; i < kChoicesAtOnce; ++i) there &= all_there(x[i].words[0]);
       } while (!__all_sync(~0u, there));
 #pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
+      for (int i = 0; i < kChoicesAtOnce; ++i) {
         if (row[i] >= 0) *place(row[i]) = {kAbsent, kAbsent, kAbsent, kAbsent};
       }
     };
