@@ -54,6 +54,7 @@ int main(int count, char** words) {
     plan.tiles += divide_up(n[e], max_tokens) * row_tiles;
     plan.tile_end[plan.active++] = plan.tiles;
   }
+  for (int i = 0; i < kSearched; ++i) plan.tile_end[plan.active + i] = INT_MAX;
   if (cluster == 1) walk<1>(plan, p, max_tokens, stage_groups, blocks);
   if (cluster == 2) walk<2>(plan, p, max_tokens, stage_groups, blocks);
 }

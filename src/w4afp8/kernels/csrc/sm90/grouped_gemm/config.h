@@ -11,6 +11,8 @@ constexpr int kMostCounts = 3;       // token counts of one kernel
 constexpr int kManyTokens = 96;      // from here on results leave by the copy engine
 constexpr int kEarlyStages = 2;      // of weights asked for before the kernel before has ended
 constexpr int kMaxExperts = 512;     // what the plan in shared memory holds
+constexpr int kSearched = 8;         // experts that a walk looks at together
+constexpr int kSegments = 4;         // planned ahead of the consumers
 constexpr int kSharedLimit = 232448; // of one SM90 block
 constexpr int kSharedOfBlock = 1024; // that each block on a multiprocessor costs beside its own
 
@@ -39,6 +41,17 @@ struct TokenCounts {
   }
 };
 
+// What a block works on at once: a tile, or a part of it along K.
+struct alignas(16) Segment {
+  int row_tile, first_row, tokens;  // tokens: rows of x
+  int first_group, groups;          // along K; no groups: there is nothing for this block
+  int first_peer, end_peer;         // teams whose partial sums complete this tile; empty when none do
+  int owner;                        // of the tile: not a peer that leaves partial sums
+  int last;                         // is it this block's last?
+  int shared;                       // do other tiles read the same weights?
+  int expert;
+};
+
 // Experts that have tokens, in order, with the running number of tiles.
 struct ExpertPlan {
   int active;
@@ -46,7 +59,7 @@ struct ExpertPlan {
   int expert[kMaxExperts];
   int first_row[kMaxExperts];
   int rows[kMaxExperts];
-  int tile_end[kMaxExperts];
+  int tile_end[kMaxExperts + kSearched];  // no tile is beyond the last ones
   uint64_t warp_total[32];
 };
 
@@ -90,6 +103,8 @@ struct Config {
     uint64_t full[kStages], empty[kStages];
     uint64_t scales_full[kScaleSlots], scales_empty[kScaleSlots];
     ExpertPlan plan;
+    Segment segment[kSegments];
+    uint64_t segment_full[kSegments], segment_empty[kSegments];
     uint64_t peer_free[kCluster > 1 ? kStages : 1];  // has the other block of the cluster left this stage?
   };
   static_assert(kStageGroups == 1 || kStageGroups == 2, "the consumer alternates between two sets of registers");

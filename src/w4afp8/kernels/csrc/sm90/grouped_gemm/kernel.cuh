@@ -12,22 +12,39 @@
 #include "consumer.cuh"
 #include "epilogue.cuh"
 #include "partial.cuh"
-#include "schedule.cuh"
+#include "segments.cuh"
 
 namespace w4afp8::grouped_gemm {
 
+// One thread: asks for the first weights of a segment, into L2 and no farther.  It may do so while the kernel before still
+// runs, whoever wrote the weights.
+template <class C>
+__device__ void prefetch_weights(const Arguments& args, const Segment& s) {
+  const int first_block = s.row_tile * C::kConsumers;
+  const int end = s.first_group + min(s.groups, kEarlyStages * C::kStageGroups);
+#pragma unroll 1
+  for (int g = s.first_group; g < end; g += C::kStageGroups) {
+    ptx::prefetch_box(&args.codes_map, 0, g * 32, first_block, s.expert);
+    ptx::prefetch_box(&args.scale_map, g * kTileRows, first_block, s.expert);
+  }
+}
+
 // One thread: keeps the ring full, three copies a stage.  Row blocks beyond the expert's last are filled with zeros.
 template <class C>
-__device__ void produce(const Arguments& args, typename C::Smem& smem) {
+__device__ void produce(const Arguments& args, typename C::Smem& smem, bool waits_late) {
   const Params& p = args.p;
+  Ring<kSegments> segments;
+  Segment s = next_segment<false>(smem, segments);
+  if (waits_late) {
+    prefetch_weights<C>(args, s);
+    wait_for_previous();
+  }
   const int weight_bytes = C::kConsumers * (kTileBytes + kTileRows * (p.weight_scale_float ? 4 : 2));
-  Walk<C::kCluster> walk(smem.plan, p, C::kMaxTokens, C::kStageGroups);
   const int rank = Team<C::kCluster>::rank();
   const bool token_scales = p.x_scale_stride == 1 && !C::kGroupScale;
   Ring<C::kStages> ring;
   Ring<C::kScaleSlots> tile;
-  Segment s;
-  while (walk.next(s)) {
+  for (; s.groups > 0; s = next_segment<false>(smem, segments)) {
     if (token_scales && s.owner) {
       ptx::barrier_wait(&smem.scales_empty[tile.stage], tile.phase ^ 1);
       ptx::barrier_expect(&smem.scales_full[tile.stage], C::kScaleBox * 4);
@@ -56,28 +73,13 @@ __device__ void produce(const Arguments& args, typename C::Smem& smem) {
                              (1 << C::kCluster) - 1, ptx::kEvictNormal);
       }
     }
+    if (s.last) break;
   }
   if (C::kStageGroups == 2 && !args.looks_ahead) return;
   // Consumers that look ahead fetch two groups after the last, too: let them read something.
   for (int g = 0; g < 2; g += C::kStageGroups, ring.advance()) {
     ptx::barrier_wait(&smem.empty[ring.stage], ring.phase ^ 1);
     ptx::barrier_arrive(&smem.full[ring.stage]);
-  }
-}
-
-// One thread: asks for the first weights, into L2 and no farther.  It may do so while the kernel before still runs, whoever
-// wrote the weights.
-template <class C>
-__device__ void prefetch_weights(const Arguments& args, const typename C::Smem& smem) {
-  Walk<C::kCluster> walk(smem.plan, args.p, C::kMaxTokens, C::kStageGroups);
-  Segment s;
-  if (!walk.next(s)) return;
-  const int first_block = s.row_tile * C::kConsumers;
-  const int end = s.first_group + min(s.groups, kEarlyStages * C::kStageGroups);
-#pragma unroll 1
-  for (int g = s.first_group; g < end; g += C::kStageGroups) {
-    ptx::prefetch_box(&args.codes_map, 0, g * 32, first_block, s.expert);
-    ptx::prefetch_box(&args.scale_map, g * kTileRows, first_block, s.expert);
   }
 }
 
@@ -144,6 +146,10 @@ __global__ void __launch_bounds__(C::kThreads, C::kRoom) kernel(const __grid_con
       ptx::barrier_init(&smem.scales_full[i], 1);
       ptx::barrier_init(&smem.scales_empty[i], 4 * C::kConsumers);
     }
+    for (int i = 0; i < kSegments; ++i) {
+      ptx::barrier_init(&smem.segment_full[i], 1);
+      ptx::barrier_init(&smem.segment_empty[i], kSegmentReaders<C>);
+    }
     for (int i = 0; C::kCluster > 1 && i < C::kStages; ++i) ptx::barrier_init(&smem.peer_free[i], 1);
     ptx::barrier_init_fence();
   }
@@ -156,27 +162,21 @@ __global__ void __launch_bounds__(C::kThreads, C::kRoom) kernel(const __grid_con
 
   if (warp >= 4 * C::kConsumers) {
     if constexpr (C::kMovesRegisters) ptx::registers_give<C::kLoaderRegisters>();
-    if (warp == 4 * C::kConsumers && ptx::elect_one()) {
-      if (waits_late) {
-        prefetch_weights<C>(args, smem);
-        wait_for_previous();
-      }
-      produce<C>(args, smem);
-    }
+    if (warp == 4 * C::kConsumers && ptx::elect_one()) produce<C>(args, smem, waits_late);
+    if (warp == 4 * C::kConsumers + 1 && ptx::elect_one()) plan_segments<C>(args.p, smem);
   } else {
     if constexpr (C::kMovesRegisters) ptx::registers_take<C::kConsumerRegisters>();
     wait_for_previous();  // done already, unless this block waits late
     const Place at = find_place<C>(smem, args.p.weight_scale_float);
-    Walk<C::kCluster> walk(smem.plan, args.p, C::kMaxTokens, C::kStageGroups);
     Pipeline<C> pipe;
     Ring<C::kScaleSlots> tile;
-    Segment s;
+    Ring<kSegments> segments;
     for (int i = 0; i < 3 - C::kStageGroups; ++i) pipe.fetch.advance();
-    bool more = walk.next(s);
-    if ((C::kStageGroups == 1 || args.looks_ahead) && more) fill<C>(pipe, smem, at, args);
-    while (more) {
+    Segment s = next_segment<true>(smem, segments);
+    if ((C::kStageGroups == 1 || args.looks_ahead) && s.groups > 0) fill<C>(pipe, smem, at, args);
+    for (; s.groups > 0; s = next_segment<true>(smem, segments)) {
       C::Tokens::dispatch(s.tokens, [&]<int kTokens>() { consume<C, kTokens>(args, smem, pipe, tile, s, at); });
-      more = walk.next(s);
+      if (s.last) break;
     }
     if constexpr (C::kStoresByCopy) ptx::stores_have_read();
   }

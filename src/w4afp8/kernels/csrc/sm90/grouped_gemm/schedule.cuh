@@ -10,20 +10,13 @@
 // begin in the order of their numbers, so of those that have begun only one team, the owner of the tile at the border,
 // can wait for one that has not; the others end and make room.  So a kernel ends that does not have the device alone.
 #pragma once
+#include <climits>
+
 #include "../scan.cuh"
 #include "config.h"
 #include "params.h"
 
 namespace w4afp8::grouped_gemm {
-
-struct Segment {
-  int expert, row_tile;
-  int first_row, tokens;         // rows of x
-  int first_group, groups;       // along K
-  int first_peer, end_peer;      // teams whose partial sums complete this tile; empty when none do
-  bool owner;
-  bool shared;                   // other tiles read the same weights
-};
 
 // The blocks that walk as one: a cluster, or a block alone.  Its blocks take neighbouring row tiles of the same tokens.
 template <int kSize>
@@ -73,6 +66,7 @@ __device__ void make_plan(const Params& p, int row_tiles, int max_tokens, Expert
     before += total;
     __syncthreads();
   }
+  if (threadIdx.x < kSearched) plan.tile_end[(before >> 32) + threadIdx.x] = INT_MAX;
   if (threadIdx.x == 0) {
     plan.active = static_cast<int>(before >> 32);
     plan.tiles = static_cast<int>(before);
@@ -80,7 +74,7 @@ __device__ void make_plan(const Params& p, int row_tiles, int max_tokens, Expert
   __syncthreads();
 }
 
-// One team's walk over its segments; every thread that follows it sees the same ones.  Along K it counts in stages of
+// One team's walk over its segments, for one thread; every walk sees the same ones.  Along K it counts in stages of
 // `stage_groups` scale groups.
 template <int kTeamSize>
 class Walk {
@@ -100,6 +94,8 @@ class Walk {
     unit_end_ = c < workers_ ? share(c + 1) : units_;
     enter(0);
   }
+
+  __device__ bool ended() const { return tile_ >= whole_ && unit_ >= unit_end_; }
 
   __device__ bool next(Segment& s) {
     s.first_peer = s.end_peer = 0;
@@ -142,9 +138,12 @@ class Walk {
   // Tokens of an expert are cut into equal tiles; tiles that share weights are neighbours.
   __device__ void place(int tile, Segment& s) {
     if (tile >= tile_end_) {
-      int slot = slot_ + 1;
-      while (tile >= plan_.tile_end[slot]) ++slot;
-      enter(slot);
+      int slot = slot_ + 1;  // a step may pass over many experts: several loads at once
+      while (tile >= plan_.tile_end[slot + kSearched - 1]) slot += kSearched;
+      int past = 0;
+#pragma unroll
+      for (int i = 0; i < kSearched - 1; ++i) past += tile >= plan_.tile_end[slot + i];
+      enter(slot + past);
     }
     const int local = tile - tile_begin_;
     const int row = runs_ == 1 ? local : local / runs_;

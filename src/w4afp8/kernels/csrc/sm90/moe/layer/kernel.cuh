@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ar
   if (threadIdx.x == 0) {
     for (int i = 0; i < C::kStages; ++i) {
       ptx::barrier_init(&smem.weights_full[i], 1);
-      ptx::barrier_init(&smem.x_full[i], 1);
+      ptx::barrier_init(&smem.x_full[i], C::kFew ? C::kTokens : 1);
       ptx::barrier_init(&smem.empty[i], 4 * kConsumers);
     }
     for (int i = 0; i < kSegments; ++i) {

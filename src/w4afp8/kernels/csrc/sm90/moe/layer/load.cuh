@@ -228,7 +228,7 @@ __device__ void ask_for_activations(typename C::Smem& smem, const FewRow* rows) 
       asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // wgmma reads what these threads have stored
       __syncwarp();
       for (int i = 0; i < here; ++i, ring.advance()) {
-        if (lane == 0) ptx::barrier_arrive(&smem.x_full[ring.stage]);
+        if (lane < C::kTokens) ptx::barrier_arrive(&smem.x_full[ring.stage]);  // who has stored a scale says so itself
       }
     }
   }

@@ -74,19 +74,6 @@ __device__ __forceinline__ void promote(float (&acc)[kTokens / 2], float (&produ
   }
 }
 
-// Lane 0 loads the scales of eight tokens, and hands this lane those of its two.
-__device__ __forceinline__ float2 spread_scales(const float* scale) {
-  float2 own{};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    float2 two{};
-    if (threadIdx.x % 32 == 0) two = reinterpret_cast<const float2*>(scale)[i];
-    two = {__shfl_sync(~0u, two.x, 0), __shfl_sync(~0u, two.y, 0)};
-    if (threadIdx.x % 4 == i) own = two;
-  }
-  return own;
-}
-
 __device__ __forceinline__ uint32_t bits(float2 v) { return __float_as_uint(v.x) | __float_as_uint(v.y); }
 
 // acc: the segment's sum over K; x_scale: of the thread's tokens 8j + 2 * (lane % 4) and the next.
@@ -120,9 +107,7 @@ __device__ __forceinline__ void multiply(const Layer& p, typename C::Smem& smem,
     if (i + 1 == s.stages) {
 #pragma unroll
       for (int j = 0; j < kTokens / 8; ++j) {
-        // Few pairs' scales are overwritten by ordinary stores, which a checker of races follows: whoever reads them arrives.
-        x_scale[j] = C::kFew ? spread_scales(stage.x_scale + 8 * j)
-                             : *reinterpret_cast<const float2*>(stage.x_scale + 8 * j + 2 * (at.thread % 4));
+        x_scale[j] = *reinterpret_cast<const float2*>(stage.x_scale + 8 * j + 2 * (at.thread % 4));
         loaded |= bits(x_scale[j]);
       }
     }

@@ -1,0 +1,43 @@
+// Segments on their way from the thread that plans them to those that work on them.  Planning beside the work keeps a fifth
+// of a short tile's time, and the plan's registers, out of the consumers.
+#pragma once
+#include "../../ptx/mbarrier.cuh"
+#include "../ring.cuh"
+#include "schedule.cuh"
+
+namespace w4afp8::grouped_gemm {
+
+template <class C>
+constexpr int kSegmentReaders = 4 * C::kConsumers + 1;  // consumer warps and the loading thread
+
+// One thread.
+template <class C>
+__device__ void plan_segments(const Params& p, typename C::Smem& smem) {
+  Walk<C::kCluster> walk(smem.plan, p, C::kMaxTokens, C::kStageGroups);
+  Ring<kSegments> ring;
+  Segment s{};
+  do {
+    if (!walk.next(s)) s.groups = 0;
+    s.last = walk.ended();
+    ptx::barrier_wait(&smem.segment_empty[ring.stage], ring.phase ^ 1);
+    smem.segment[ring.stage] = s;
+    ptx::barrier_arrive(&smem.segment_full[ring.stage]);
+    ring.advance();
+  } while (!s.last);
+}
+
+// The next segment, for a whole warp or for one thread.
+template <bool kWarp, class Smem>
+__device__ __forceinline__ Segment next_segment(Smem& smem, Ring<kSegments>& ring) {
+  ptx::barrier_wait(&smem.segment_full[ring.stage], ring.phase);
+  const Segment s = smem.segment[ring.stage];
+  // All that is read of it, else the planning thread may be faster than the loads.
+  uint32_t loaded = s.row_tile | s.first_row | s.tokens | s.first_group | s.groups | s.owner | s.last;
+  loaded |= kWarp ? s.first_peer | s.end_peer : s.shared | s.expert;
+  if constexpr (kWarp) __syncwarp();
+  if (!kWarp || threadIdx.x % 32 == 0) ptx::barrier_arrive_after(&smem.segment_empty[ring.stage], loaded);
+  ring.advance();
+  return s;
+}
+
+}  // namespace w4afp8::grouped_gemm
