@@ -16,6 +16,7 @@ struct Arguments {
   CUtensorMap scale_map;           // [experts][row blocks][64 * groups]
   CUtensorMap x_scale_map;         // [tokens], used when the scale is per token
   CUtensorMap out_map;             // [tokens][rows] of large tiles' 16-bit results, a box of eight tokens and 64 rows
+  CUtensorMap out_wide_map;        // the same, a box of kStoreTokens
   Params p;
   // Sums of tiles that are split along K, [blocks][consumers][tokens / 2 * 128]; absent words between launches, or, of
   // large tiles, flags [blocks][consumers] that are zero between launches.

@@ -9,6 +9,7 @@ constexpr int kTileCols = 128;       // inputs of one step: one scale group, one
 constexpr int kTileBytes = 4096;     // codes of one tile
 constexpr int kMostCounts = 3;       // token counts of one kernel
 constexpr int kManyTokens = 96;      // from here on results leave by the copy engine
+constexpr int kStoreTokens = 24;     // of a copy, while so many are left to a warp
 constexpr int kEarlyStages = 2;      // of weights asked for before the kernel before has ended
 constexpr int kMaxExperts = 512;     // what the plan in shared memory holds
 constexpr int kSearched = 8;         // experts that a walk looks at together

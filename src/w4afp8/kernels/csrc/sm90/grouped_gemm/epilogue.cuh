@@ -42,11 +42,17 @@ __device__ __forceinline__ void store_float(const Params& p, const float (&acc)[
   }
 }
 
-// Sixteen-bit results of sixteen rows and eight tokens, out of a warp's accumulators.
-__device__ __forceinline__ void stage_eight(uint32_t address, const float* acc, float2 scale, OutType type) {
-  const uint32_t upper = pack_pair(acc[0] * scale.x, acc[1] * scale.y, type);
-  const uint32_t lower = pack_pair(acc[2] * scale.x, acc[3] * scale.y, type);
-  ptx::store_transposed(address, upper, lower);
+// Sixteen-bit results of a warp's sixteen rows, eight tokens at a time; place(j) is where this lane's column of those goes.
+template <int kTokens, class Place>
+__device__ __forceinline__ void stage_rows(const float (&acc)[kTokens / 2], const float2 (&scale)[kTokens / 8],
+                                           OutType type, Place&& place) {
+#pragma unroll
+  for (int j = 0; j < kTokens / 8; ++j) {
+    const float* four = acc + 4 * j;
+    const uint32_t upper = pack_pair(four[0] * scale[j].x, four[1] * scale[j].y, type);
+    const uint32_t lower = pack_pair(four[2] * scale[j].x, four[3] * scale[j].y, type);
+    ptx::store_transposed(place(j), upper, lower);
+  }
 }
 
 // Large tiles: `staging` is this warpgroup's [kTokens][64], in the copy engine's 128-byte swizzle; `barrier` its named
@@ -60,19 +66,26 @@ __device__ __forceinline__ void store_by_copy(const Arguments& args, const float
   const int warp = thread / 32, lane = thread % 32;
   ptx::stores_have_read();
   ptx::named_barrier(barrier, 128);  // the previous tile has left the staging area
-#pragma unroll
-  for (int j = 0; j < kTokens / 8; ++j) {
-    const int token = 8 * j + lane % 8;
-    const int chunk = (2 * warp + lane / 8 % 2) ^ (token % 8);  // sixteen bytes; the xor spreads banks
-    stage_eight(ptx::shared_address(staging + token * 128 + chunk * 16), acc + 4 * j, scale[j], p.out_type);
+  const int own_chunk = (2 * warp + lane / 8 % 2) ^ (lane % 8);  // sixteen bytes; the xor spreads banks
+  const uint32_t own = ptx::shared_address(staging + lane % 8 * 128 + own_chunk * 16);
+  const auto place = [&](int j) { return own + j * (8 * 128); };
+  if (p.out_type == OutType::kBFloat16) {  // asked once: asked in every pair, both conversions would be issued
+    stage_rows<kTokens>(acc, scale, OutType::kBFloat16, place);
+  } else {
+    stage_rows<kTokens>(acc, scale, OutType::kFloat16, place);
   }
   ptx::stores_will_read();
   ptx::named_barrier(barrier, 128);
   const int eights = tokens / 8;
   if (ptx::elect_one()) {
-    for (int i = warp; i < eights; i += 4) {
-      ptx::store_box(&args.out_map, staging + i * (8 * 128), row_block * kTileRows, first_row + 8 * i);
-    }
+    constexpr int kWide = kStoreTokens / 8;
+    int i = eights * warp / 4;
+    const int end = eights * (warp + 1) / 4;
+    const auto store = [&](const CUtensorMap* map) {
+      ptx::store_box(map, staging + i * (8 * 128), row_block * kTileRows, first_row + 8 * i);
+    };
+    for (; i + kWide <= end; i += kWide) store(&args.out_wide_map);
+    for (; i < end; ++i) store(&args.out_map);
     ptx::commit_stores();
   }
   const int token = 8 * eights + thread / 8, chunk = thread % 8;
@@ -91,11 +104,9 @@ __device__ __forceinline__ void store_by_warps(const Params& p, const float (&ac
                                                int row_block, uint8_t* staging, int thread) {
   const int warp = thread / 32, lane = thread % 32;
   __syncwarp();  // the previous tile has left
-#pragma unroll
-  for (int j = 0; j < kTokens / 8; ++j) {
-    const int token = 8 * j + lane % 8, half = (lane / 8 + token / 4) % 2;  // spreads banks
-    stage_eight(ptx::shared_address(staging + token * 32 + half * 16), acc + 4 * j, scale[j], p.out_type);
-  }
+  const int half = (lane / 8 + lane % 8 / 4) % 2;  // spreads banks
+  const uint32_t own = ptx::shared_address(staging + lane % 8 * 32 + half * 16);
+  stage_rows<kTokens>(acc, scale, p.out_type, [&](int j) { return own + j * (8 * 32); });
   __syncwarp();
   uint16_t* out = static_cast<uint16_t*>(p.out) + row_block * kTileRows + warp * 16 + lane % 2 * 8;
 #pragma unroll

@@ -52,7 +52,7 @@ const char* describe_all(Arguments& args) {
                     3, {groups * kTileRows, blocks, experts}, {row, blocks * row},
                     {kTileRows * C::kStageGroups, C::kConsumers, 1}, CU_TENSOR_MAP_SWIZZLE_NONE};
   const cuuint64_t out_row = p.rows * 2;
-  const Array out{p.out, CU_TENSOR_MAP_DATA_TYPE_UINT16, 2, {static_cast<cuuint64_t>(p.rows), tokens}, {out_row},
+  Array out{p.out, CU_TENSOR_MAP_DATA_TYPE_UINT16, 2, {static_cast<cuuint64_t>(p.rows), tokens}, {out_row},
                   {kTileRows, 8}, CU_TENSOR_MAP_SWIZZLE_128B};
   const Array x_scale{p.x_scale, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 1, {tokens}, {}, {C::kScaleBox},
                       CU_TENSOR_MAP_SWIZZLE_NONE};
@@ -62,7 +62,11 @@ const char* describe_all(Arguments& args) {
     wrong = describe(&args.x_map[i], x);
   }
   if (wrong == nullptr && p.x_scale_stride == 1 && !C::kGroupScale) wrong = describe(&args.x_scale_map, x_scale);
-  if (wrong == nullptr && C::kStoresByCopy && p.out_type != OutType::kFloat32) wrong = describe(&args.out_map, out);
+  if (C::kStoresByCopy && p.out_type != OutType::kFloat32) {
+    if (wrong == nullptr) wrong = describe(&args.out_map, out);
+    out.box[1] = kStoreTokens;
+    if (wrong == nullptr) wrong = describe(&args.out_wide_map, out);
+  }
   if (wrong == nullptr) wrong = describe(&args.codes_map, codes);
   if (wrong == nullptr) wrong = describe(&args.scale_map, scale);
   return wrong;
