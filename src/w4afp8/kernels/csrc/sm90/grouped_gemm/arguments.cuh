@@ -25,6 +25,7 @@ struct Arguments {
   // Do consumers fetch a tile's first groups while they multiply the last of the tile before?  It saves the start of
   // every tile; but where memory is slower than multiplying, waiting for them keeps a finished tile from its end.
   bool looks_ahead;
+  uint32_t minus_one;  // for `unpack`
   uint32_t upper_bytes, lower_bytes;  // which bytes of two words of scales are the upper row's float, and the lower's
 };
 

@@ -56,14 +56,14 @@ __device__ __forceinline__ void load_packed(Packed& w, const Place& at, int stag
 
 template <class C>
 __device__ __forceinline__ void unpack_all(Weights& w, const Packed& from, const Arguments& args) {
-  unpack(from.first.x, w.a[0], w.a[1]);
-  unpack(from.first.y, w.a[2], w.a[3]);
-  unpack(from.first.z, w.a[4], w.a[5]);
-  unpack(from.first.w, w.a[6], w.a[7]);
-  unpack(from.second.x, w.a[8], w.a[9]);
-  unpack(from.second.y, w.a[10], w.a[11]);
-  unpack(from.second.z, w.a[12], w.a[13]);
-  unpack(from.second.w, w.a[14], w.a[15]);
+  unpack(from.first.x, args.minus_one, w.a[0], w.a[1]);
+  unpack(from.first.y, args.minus_one, w.a[2], w.a[3]);
+  unpack(from.first.z, args.minus_one, w.a[4], w.a[5]);
+  unpack(from.first.w, args.minus_one, w.a[6], w.a[7]);
+  unpack(from.second.x, args.minus_one, w.a[8], w.a[9]);
+  unpack(from.second.y, args.minus_one, w.a[10], w.a[11]);
+  unpack(from.second.z, args.minus_one, w.a[12], w.a[13]);
+  unpack(from.second.w, args.minus_one, w.a[14], w.a[15]);
   if constexpr (C::kScales == Scales::kBFloat16) {  // a bfloat16 is the upper half of a float
     w.scale_upper = __uint_as_float(from.scale[0] << 16);
     w.scale_lower = __uint_as_float(from.scale[0] & 0xFFFF0000u);

@@ -52,6 +52,7 @@ struct Layer {
   Swiglu swiglu;
   const float* weights;       // [tokens, top_k]
   float factor;
+  uint32_t minus_one;         // for `unpack`
   void* out;                  // [tokens, hidden]
   // Scratch.  q: e4m3 by block8, [block8][cols/128][8 rows][128], swizzled as wgmma reads it; scale: [block8][8].
   uint8_t* q[2];

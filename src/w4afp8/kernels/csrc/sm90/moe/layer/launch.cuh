@@ -22,6 +22,7 @@ const char* launch(const Layer& p, cudaStream_t stream) {
   blocks = blocks > kMaxBlocks ? kMaxBlocks : blocks;
   Arguments<C> args{};
   args.layer = p;
+  args.layer.minus_one = ~0u;
   args.layer.row_tiles[kGateUp] = p.inner / (2 * kTileRows);
   args.layer.row_tiles[kDown] = p.weight[kDown].row_blocks / kConsumers;
   for (int phase : {kGateUp, kDown}) args.layer.stages[phase] = p.weight[phase].groups / kStageGroups;

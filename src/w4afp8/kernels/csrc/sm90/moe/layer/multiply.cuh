@@ -35,12 +35,12 @@ __device__ __forceinline__ Place find_place(const typename C::Smem& smem, int hi
 }
 
 // One group of 128 inputs: A fragments of four multiplies.
-__device__ __forceinline__ void unpack_group(uint32_t (&a)[16], uint32_t codes) {
+__device__ __forceinline__ void unpack_group(uint32_t (&a)[16], uint32_t codes, uint32_t minus_one) {
   const int4 first = ptx::load_shared_16(codes), second = ptx::load_shared_16(codes + kTileBytes / 2);
   const uint32_t words[8] = {uint32_t(first.x),  uint32_t(first.y),  uint32_t(first.z),  uint32_t(first.w),
                              uint32_t(second.x), uint32_t(second.y), uint32_t(second.z), uint32_t(second.w)};
 #pragma unroll
-  for (int i = 0; i < 8; ++i) grouped_gemm::unpack(words[i], a[2 * i], a[2 * i + 1]);
+  for (int i = 0; i < 8; ++i) grouped_gemm::unpack(words[i], minus_one, a[2 * i], a[2 * i + 1]);
 }
 
 // Scales of the thread's rows r and r + 8.
@@ -94,10 +94,10 @@ __device__ __forceinline__ void multiply(const Layer& p, typename C::Smem& smem,
     ptx::barrier_wait(&smem.weights_full[ring.stage], ring.phase);
     uint32_t first[16], second[16];
     float even[kTokens / 2], odd[kTokens / 2];
-    unpack_group(first, at.codes + offset);
+    unpack_group(first, at.codes + offset, p.minus_one);
     ptx::barrier_wait(&smem.x_full[ring.stage], ring.phase);
     multiply_group<kTokens>(even, first, stage.x[0]);
-    unpack_group(second, at.codes + offset + kTileBytes);  // beside the multiply
+    unpack_group(second, at.codes + offset + kTileBytes, p.minus_one);  // beside the multiply
 #pragma unroll
     for (int j = 0; j < 16; ++j) ptx::pin(second[j]);  // else some of it slips between the second group's multiplies
     const float2 scale_even = load_scale(thread_scale + offset, 0, scale_float);
