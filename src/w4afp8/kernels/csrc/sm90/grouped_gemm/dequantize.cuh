@@ -17,12 +17,13 @@ __device__ __forceinline__ uint32_t select_bits(uint32_t a, uint32_t b) {
 
 // lower: rows r, upper: rows r + 8.  All eight magnitudes come of one addition: turned by seven, every sign stands where
 // its code begins, and no sum exceeds 8.  `minus_one` is a kernel's argument, so that the compiler does not know it: the
-// subtraction is then a multiplication, which is not done where the rest is, on the unit that is busiest.
+// subtractions are then multiplications, which are not done where the rest is, on the unit that is busiest.
 __device__ __forceinline__ void unpack(uint32_t word, uint32_t minus_one, uint32_t& lower, uint32_t& upper) {
-  const uint32_t signs = word & 0x88888888u, low_bits = signs * minus_one + word;
-  const uint32_t magnitudes = low_bits + __funnelshift_r(signs, signs, 7);  // one LEA.HI
+  const uint32_t signs = word & 0x88888888u;
+  const uint32_t both = word + __funnelshift_r(signs, signs, 7);  // magnitudes + signs; one LEA.HI
+  const uint32_t magnitudes = signs * minus_one + both;
   const uint32_t turned = select_bits<0xf0f0f0f0u>(magnitudes, signs);
-  lower = select_bits<0x0f0f0f0fu>(magnitudes, signs);
+  lower = turned * minus_one + both;  // what `turned` has not: magnitudes of rows r, signs of theirs
   upper = __funnelshift_r(turned, turned, 4);
 }
 
