@@ -4,13 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from kernel_problems import make, relative_error
+from layer_problems import close, problem, run, truth
 
 from w4afp8.errors import KernelError
-from w4afp8.kernels import build, layers, ops, sm90
+from w4afp8.kernels import build, layers, sm90
 from w4afp8.kernels.calls import MoECall
 
-OPS = ops.torch.ops.w4afp8
 CASES = {  # tokens, experts, top_k, first local expert, experts routed to, hidden, inner
     "one token": (1, 8, 2, 0, 8, 256, 256),
     "one token, many experts": (1, 256, 8, 0, 256, 1024, 256),
@@ -37,59 +36,6 @@ def what_runs(tokens, experts, top_k, begin, routed, hidden, inner):
 
 
 RUNS = {f"{row.kernel}, {name}": (row, case) for name, case in CASES.items() for row in what_runs(*case)}
-
-
-def problem(
-    tokens, experts, top_k, begin, routed, hidden, inner, seed=0, dtype=torch.bfloat16, scale_type=torch.bfloat16
-):
-    """Arguments of fused_moe up to the weights, canonical and prepacked."""
-    gate_up = make([0] * experts, 2 * inner, hidden, scale_type=scale_type)
-    down = make([0] * experts, hidden, inner, seed=1, scale_type=scale_type)
-    packed = [t.cuda() for p in (gate_up, down) for t in OPS.prepack(p.weight, p.weight_scale)]
-    plain = [t for p in (gate_up, down) for t in (p.weight, p.weight_scale)]
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(tokens, hidden, generator=g).to(dtype)
-    weights, ids = torch.rand(tokens, routed, generator=g).topk(top_k)
-    return x, ids, weights, packed, plain, begin
-
-
-def run(case, kernel, ids=None, static=False, limit=3.0):
-    """The layer by one kernel; limit, alpha, beta and factor as a model would set them."""
-    x, own_ids, weights, packed, _, begin = case
-    scales = [torch.tensor([s]).cuda() if static else None for s in (0.01, 0.02)]
-    ids = own_ids if ids is None else ids
-    poisoned = torch.full_like(x.cuda(), float("nan"))
-    call = MoECall(
-        x.cuda(), ids.cuda(), weights.cuda(), *packed, *scales, limit, 1.2, 0.5, 2.5, expert_begin=begin, layout="sm90"
-    )
-    found = sm90.fused_moe(call, kernel, out=poisoned)
-    assert bool(found.isfinite().all()), "values left unwritten"
-    return found
-
-
-def truth(case, static=False, limit=3.0):
-    """The reference on the CPU."""
-    x, ids, weights, _, plain, begin = case
-    scales = {"w13_input_scale": torch.tensor([0.01]), "w2_input_scale": torch.tensor([0.02])} if static else {}
-    return OPS.fused_moe(
-        x,
-        ids,
-        weights,
-        *plain,
-        **scales,
-        swiglu_limit=limit,
-        swiglu_alpha=1.2,
-        swiglu_beta=0.5,
-        routed_scaling_factor=2.5,
-        expert_begin=begin,
-    )
-
-
-def close(found, expected):
-    """Equal but for values between two e4m3 steps, which may fall either way; where nothing is local, zeros."""
-    if not expected.any():
-        return not found.any()
-    return relative_error(found.cpu(), expected.double()) < 2e-2
 
 
 @pytest.mark.gpu

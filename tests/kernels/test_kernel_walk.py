@@ -40,6 +40,7 @@ class Segment(NamedTuple):
     end_peer: int
     owner: int
     shared: int
+    last: int
 
 
 Walk = Callable[[Schedule, int, int, int, list[int]], list[Segment]]
@@ -70,9 +71,12 @@ def test_every_product_is_made_once(row: Schedule, counts: list[int], walk: Walk
     """K in one piece or in pieces that one owner adds up; odd numbers of row tiles among them."""
     for rows, cols in ((320, 768), (2112, 1536)):
         done: dict[tuple[int, int, int], list[Segment]] = defaultdict(list)
+        by_block: dict[int, list[Segment]] = defaultdict(list)
         for s in walk(row, schedules.SMS * row.blocks, rows, cols, counts):
+            by_block[s.block].append(s)
             assert 0 < s.tokens <= row.max_tokens and s.groups > 0 and s.groups % row.stage_groups == 0
             done[s.expert, s.row_tile, s.first_row].append(s)
+        assert all([s.last for s in own] == [0] * (len(own) - 1) + [1] for own in by_block.values())
         tiles = ceil(rows / (64 * row.consumers * row.cluster)) * row.cluster
         wanted, first = set(), 0
         for expert, count in enumerate(counts):

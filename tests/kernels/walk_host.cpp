@@ -2,7 +2,7 @@
 //
 //   walk_host CONSUMERS MAX_TOKENS STAGE_GROUPS CLUSTER BLOCKS SPLIT_GROUPS ROWS COLS count of expert 0, 1, ...
 //
-// One line a segment: block expert row_tile first_row tokens first_group groups first_peer end_peer owner shared.
+// One line a segment: block expert row_tile first_row tokens first_group groups first_peer end_peer owner shared last.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -31,8 +31,8 @@ void walk(const ExpertPlan& plan, const Params& p, int max_tokens, int stage_gro
     Walk<kCluster> own(plan, p, max_tokens, stage_groups);
     Segment s;
     while (own.next(s)) {
-      std::printf("%d %d %d %d %d %d %d %d %d %d %d\n", blockIdx.x, s.expert, s.row_tile, s.first_row, s.tokens,
-                  s.first_group, s.groups, s.first_peer, s.end_peer, s.owner, s.shared);
+      std::printf("%d %d %d %d %d %d %d %d %d %d %d %d\n", blockIdx.x, s.expert, s.row_tile, s.first_row, s.tokens,
+                  s.first_group, s.groups, s.first_peer, s.end_peer, s.owner, s.shared, s.last);
     }
   }
 }

@@ -95,9 +95,14 @@ class Walk {
     enter(0);
   }
 
-  __device__ bool ended() const { return tile_ >= whole_ && unit_ >= unit_end_; }
-
   __device__ bool next(Segment& s) {
+    const bool found = step(s);
+    s.last = tile_ >= whole_ && unit_ >= unit_end_;
+    return found;
+  }
+
+ private:
+  __device__ bool step(Segment& s) {
     s.first_peer = s.end_peer = 0;
     s.owner = true;
     if (tile_ < whole_) {
@@ -123,7 +128,6 @@ class Walk {
     return true;
   }
 
- private:
   __device__ int share(int c) const { return static_cast<int>(static_cast<long long>(units_) * c / workers_); }
 
   __device__ void enter(int slot) {

@@ -18,7 +18,6 @@ __device__ void plan_segments(const Params& p, typename C::Smem& smem) {
   Segment s{};
   do {
     if (!walk.next(s)) s.groups = 0;
-    s.last = walk.ended();
     ptx::barrier_wait(&smem.segment_empty[ring.stage], ring.phase ^ 1);
     smem.segment[ring.stage] = s;
     ptx::barrier_arrive(&smem.segment_full[ring.stage]);

@@ -23,7 +23,8 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(Quantize p, Routing 
   if constexpr (kScatter && !kRoutes) {
     int row = -1;
     if (threadIdx.x < r.top_k) row = rows_here[threadIdx.x] = r.rows[token * r.top_k + threadIdx.x];
-    if (!__syncthreads_or(row >= 0) && token > 0) return;  // all its experts are other ranks'; block 0 has a static scale to leave
+    // All its experts are other ranks'; but the first block has a static scale to leave.
+    if (!__syncthreads_or(row >= 0) && token > 0) return;
   }
   const size_t begin = static_cast<size_t>(token) * p.cols;
   Raw<kFloat> kept[kMaxPieces];
