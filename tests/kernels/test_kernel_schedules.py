@@ -22,18 +22,14 @@ def test_rows_and_instances_are_the_same_set():
 @pytest.mark.parametrize("row", schedules.ROWS, ids=lambda r: f"{r.kernel}-{r.split_groups}")
 def test_a_row_says_what_its_instance_compiles(row):
     text = (INSTANCES / f"{row.kernel}.cu").read_text()
-    consumers, counts, _stages, stage_groups, *flags = re.search(
-        r"Config<(\d+), TokenCounts<([\d, ]+)>, (\d+), (\d+)([^>]*)>", text
-    ).groups()
-    assert int(consumers) == row.consumers
+    said = {"kGroupScale": "false", "kCluster": "1", "kScales": "Scales::kBFloat16", "kRoom": "1", "kBlocks": "1"}
+    said.update(re.findall(r"(k\w+) = ([\w:]+)", text))
+    numbers = ("kConsumers", "kStageGroups", "kCluster", "kRoom", "kBlocks")
+    assert [int(said[key]) for key in numbers] == [row.consumers, row.stage_groups, row.cluster, row.room, row.blocks]
+    counts = re.search(r"TokenCounts<([\d, ]+)>", text)[1]
     assert max(map(int, counts.split(","))) == row.max_tokens
-    assert int(stage_groups) == row.stage_groups
-    given = [word.strip() for word in flags[0].split(",")[1:]]
-    group_scale, cluster, scales, room, blocks = given + ["false", "1", "", "1", "1"][len(given) :]
-    assert (group_scale == "true", int(cluster)) == (row.group_scale, row.cluster)
-    assert (int(room), int(blocks)) == (row.room, row.blocks)
-    reads_float = scales == "Scales::kAny" or (row.group_scale and not scales)
-    assert reads_float == (row.weight_scales != "bfloat16")
+    assert (said["kGroupScale"] == "true") == row.group_scale
+    assert (said["kScales"] == "Scales::kAny") == (row.weight_scales != "bfloat16")
     assert f"launch_{row.kernel}(" in text
 
 

@@ -67,19 +67,21 @@ struct ExpertPlan {
 // The type of the weight's scales: known to the compiler, or asked for in every group.
 enum class Scales { kBFloat16, kAny };
 
-template <int kConsumers_, class Tokens_, int kStages_, int kStageGroups_, bool kGroupScale_ = false, int kCluster_ = 1,
-          Scales kScales_ = kGroupScale_ ? Scales::kAny : Scales::kBFloat16, int kRoom_ = 1, int kBlocks_ = 1>
-struct Config {
-  using Tokens = Tokens_;
-  static constexpr int kConsumers = kConsumers_;            // warpgroups that multiply, 64 output rows each
-  static constexpr int kStages = kStages_;
-  static constexpr int kStageGroups = kStageGroups_;        // scale groups along K per stage
-  static constexpr bool kGroupScale = kGroupScale_;         // activation scale per token and group
-  static constexpr int kCluster = kCluster_;                // blocks that share x, each with its own rows of the weight
-  static constexpr Scales kScales = kScales_;
+// What a file in instances/ may leave unsaid.  It says, too: Tokens; kConsumers, warpgroups that multiply, 64 output rows
+// each; kStages; kStageGroups, scale groups along K of a stage.
+struct Schedule {
+  static constexpr bool kGroupScale = false;             // activation scale per token and group
+  static constexpr int kCluster = 1;                     // blocks that share x, each with its own rows of the weight
+  static constexpr Scales kScales = Scales::kBFloat16;
+  static constexpr int kRoom = 1;                        // blocks that a multiprocessor has room for
+  static constexpr int kBlocks = 1;                      // blocks it gets; what is left is for the kernel after
+};
+
+template <class S>
+struct Config : S {
+  using typename S::Tokens;
+  using S::kConsumers, S::kStages, S::kStageGroups, S::kGroupScale, S::kCluster, S::kScales, S::kRoom, S::kBlocks;
   static constexpr int kScaleBytes = kScales == Scales::kAny ? 4 : 2;  // of one, at most
-  static constexpr int kRoom = kRoom_;                      // blocks that a multiprocessor has room for
-  static constexpr int kBlocks = kBlocks_;                  // blocks it gets; what is left is for the kernel after
   static constexpr int kMaxTokens = Tokens::kMax;
   static constexpr bool kStoresByCopy = kMaxTokens >= kManyTokens;
   static constexpr bool kFlags = kMaxTokens >= kManyTokens;  // of partial sums; else they are their own signal

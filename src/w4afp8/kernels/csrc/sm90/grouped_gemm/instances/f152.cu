@@ -1,7 +1,10 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-const char* launch_f152(const Params& p, cudaStream_t stream) {
-  return launch<Config<2, TokenCounts<96, 120, 152>, 3, 2, false, 1, Scales::kAny>>(p, stream);
-}
+struct F152 : Schedule {
+  using Tokens = TokenCounts<96, 120, 152>;
+  static constexpr int kConsumers = 2, kStages = 3, kStageGroups = 2;
+  static constexpr Scales kScales = Scales::kAny;
+};
+const char* launch_f152(const Params& p, cudaStream_t stream) { return launch<Config<F152>>(p, stream); }
 }  // namespace w4afp8::grouped_gemm

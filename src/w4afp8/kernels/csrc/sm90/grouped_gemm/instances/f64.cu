@@ -1,7 +1,10 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-const char* launch_f64(const Params& p, cudaStream_t stream) {
-  return launch<Config<2, TokenCounts<32, 64>, 8, 1, false, 1, Scales::kAny>>(p, stream);
-}
+struct F64 : Schedule {
+  using Tokens = TokenCounts<32, 64>;
+  static constexpr int kConsumers = 2, kStages = 8, kStageGroups = 1;
+  static constexpr Scales kScales = Scales::kAny;
+};
+const char* launch_f64(const Params& p, cudaStream_t stream) { return launch<Config<F64>>(p, stream); }
 }  // namespace w4afp8::grouped_gemm

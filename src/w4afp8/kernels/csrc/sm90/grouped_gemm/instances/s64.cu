@@ -1,7 +1,9 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-const char* launch_s64(const Params& p, cudaStream_t stream) {
-  return launch<Config<2, TokenCounts<32, 64>, 8, 1>>(p, stream);
-}
+struct S64 : Schedule {
+  using Tokens = TokenCounts<32, 64>;
+  static constexpr int kConsumers = 2, kStages = 8, kStageGroups = 1;
+};
+const char* launch_s64(const Params& p, cudaStream_t stream) { return launch<Config<S64>>(p, stream); }
 }  // namespace w4afp8::grouped_gemm

@@ -1,7 +1,9 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-const char* launch_t128(const Params& p, cudaStream_t stream) {
-  return launch<Config<2, TokenCounts<96, 112, 128>, 3, 2>>(p, stream);
-}
+struct T128 : Schedule {
+  using Tokens = TokenCounts<96, 112, 128>;
+  static constexpr int kConsumers = 2, kStages = 3, kStageGroups = 2;
+};
+const char* launch_t128(const Params& p, cudaStream_t stream) { return launch<Config<T128>>(p, stream); }
 }  // namespace w4afp8::grouped_gemm

@@ -1,7 +1,9 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-const char* launch_t16d(const Params& p, cudaStream_t stream) {
-  return launch<Config<2, TokenCounts<8, 16>, 4, 2, false, 1, Scales::kBFloat16, 2, 2>>(p, stream);
-}
+struct T16d : Schedule {
+  using Tokens = TokenCounts<8, 16>;
+  static constexpr int kConsumers = 2, kStages = 4, kStageGroups = 2, kRoom = 2, kBlocks = 2;
+};
+const char* launch_t16d(const Params& p, cudaStream_t stream) { return launch<Config<T16d>>(p, stream); }
 }  // namespace w4afp8::grouped_gemm

@@ -1,7 +1,9 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-const char* launch_t24(const Params& p, cudaStream_t stream) {
-  return launch<Config<4, TokenCounts<16, 24>, 5, 2>>(p, stream);
-}
+struct T24 : Schedule {
+  using Tokens = TokenCounts<16, 24>;
+  static constexpr int kConsumers = 4, kStages = 5, kStageGroups = 2;
+};
+const char* launch_t24(const Params& p, cudaStream_t stream) { return launch<Config<T24>>(p, stream); }
 }  // namespace w4afp8::grouped_gemm

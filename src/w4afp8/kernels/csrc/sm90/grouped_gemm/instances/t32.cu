@@ -1,7 +1,9 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-const char* launch_t32(const Params& p, cudaStream_t stream) {
-  return launch<Config<4, TokenCounts<24, 32>, 4, 2>>(p, stream);
-}
+struct T32 : Schedule {
+  using Tokens = TokenCounts<24, 32>;
+  static constexpr int kConsumers = 4, kStages = 4, kStageGroups = 2;
+};
+const char* launch_t32(const Params& p, cudaStream_t stream) { return launch<Config<T32>>(p, stream); }
 }  // namespace w4afp8::grouped_gemm

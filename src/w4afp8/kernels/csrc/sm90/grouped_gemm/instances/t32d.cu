@@ -1,7 +1,9 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-const char* launch_t32d(const Params& p, cudaStream_t stream) {
-  return launch<Config<2, TokenCounts<16, 32>, 3, 2, false, 1, Scales::kBFloat16, 2, 2>>(p, stream);
-}
+struct T32d : Schedule {
+  using Tokens = TokenCounts<16, 32>;
+  static constexpr int kConsumers = 2, kStages = 3, kStageGroups = 2, kRoom = 2, kBlocks = 2;
+};
+const char* launch_t32d(const Params& p, cudaStream_t stream) { return launch<Config<T32d>>(p, stream); }
 }  // namespace w4afp8::grouped_gemm

@@ -1,7 +1,9 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-const char* launch_t32w(const Params& p, cudaStream_t stream) {
-  return launch<Config<3, TokenCounts<16, 32>, 5, 2>>(p, stream);
-}
+struct T32w : Schedule {
+  using Tokens = TokenCounts<16, 32>;
+  static constexpr int kConsumers = 3, kStages = 5, kStageGroups = 2;
+};
+const char* launch_t32w(const Params& p, cudaStream_t stream) { return launch<Config<T32w>>(p, stream); }
 }  // namespace w4afp8::grouped_gemm

@@ -1,7 +1,9 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-const char* launch_t48(const Params& p, cudaStream_t stream) {
-  return launch<Config<3, TokenCounts<32, 40, 48>, 5, 2>>(p, stream);
-}
+struct T48 : Schedule {
+  using Tokens = TokenCounts<32, 40, 48>;
+  static constexpr int kConsumers = 3, kStages = 5, kStageGroups = 2;
+};
+const char* launch_t48(const Params& p, cudaStream_t stream) { return launch<Config<T48>>(p, stream); }
 }  // namespace w4afp8::grouped_gemm

@@ -1,7 +1,9 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-const char* launch_t64(const Params& p, cudaStream_t stream) {
-  return launch<Config<3, TokenCounts<48, 56, 64>, 4, 2>>(p, stream);
-}
+struct T64 : Schedule {
+  using Tokens = TokenCounts<48, 56, 64>;
+  static constexpr int kConsumers = 3, kStages = 4, kStageGroups = 2;
+};
+const char* launch_t64(const Params& p, cudaStream_t stream) { return launch<Config<T64>>(p, stream); }
 }  // namespace w4afp8::grouped_gemm

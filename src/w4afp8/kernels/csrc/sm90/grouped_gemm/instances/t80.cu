@@ -1,7 +1,9 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-const char* launch_t80(const Params& p, cudaStream_t stream) {
-  return launch<Config<2, TokenCounts<64, 72, 80>, 5, 2>>(p, stream);
-}
+struct T80 : Schedule {
+  using Tokens = TokenCounts<64, 72, 80>;
+  static constexpr int kConsumers = 2, kStages = 5, kStageGroups = 2;
+};
+const char* launch_t80(const Params& p, cudaStream_t stream) { return launch<Config<T80>>(p, stream); }
 }  // namespace w4afp8::grouped_gemm

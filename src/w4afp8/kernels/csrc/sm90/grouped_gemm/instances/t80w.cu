@@ -1,7 +1,9 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-const char* launch_t80w(const Params& p, cudaStream_t stream) {
-  return launch<Config<3, TokenCounts<72, 80>, 4, 2>>(p, stream);
-}
+struct T80w : Schedule {
+  using Tokens = TokenCounts<72, 80>;
+  static constexpr int kConsumers = 3, kStages = 4, kStageGroups = 2;
+};
+const char* launch_t80w(const Params& p, cudaStream_t stream) { return launch<Config<T80w>>(p, stream); }
 }  // namespace w4afp8::grouped_gemm

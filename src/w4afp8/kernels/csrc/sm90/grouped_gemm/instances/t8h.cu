@@ -1,7 +1,9 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-const char* launch_t8h(const Params& p, cudaStream_t stream) {
-  return launch<Config<2, TokenCounts<8>, 5, 2, false, 1, Scales::kBFloat16, 2, 1>>(p, stream);
-}
+struct T8h : Schedule {
+  using Tokens = TokenCounts<8>;
+  static constexpr int kConsumers = 2, kStages = 5, kStageGroups = 2, kRoom = 2;
+};
+const char* launch_t8h(const Params& p, cudaStream_t stream) { return launch<Config<T8h>>(p, stream); }
 }  // namespace w4afp8::grouped_gemm

@@ -1,7 +1,9 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-const char* launch_t96(const Params& p, cudaStream_t stream) {
-  return launch<Config<2, TokenCounts<64, 80, 96>, 4, 2>>(p, stream);
-}
+struct T96 : Schedule {
+  using Tokens = TokenCounts<64, 80, 96>;
+  static constexpr int kConsumers = 2, kStages = 4, kStageGroups = 2;
+};
+const char* launch_t96(const Params& p, cudaStream_t stream) { return launch<Config<T96>>(p, stream); }
 }  // namespace w4afp8::grouped_gemm
