@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What each launch of a fused MoE layer takes, alone, and what it moves: where a layer of several launches loses its time.
+"""What each launch of a fused MoE layer takes, alone, and what it moves: where several launches lose their time.
 
     python benchmarks/layer_launches.py [--cells EP8:512,4096 R1:4096] [--ncu ncu] [--out FILE.jsonl]
 
