@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Says what the records of the kernels' GEMMs and layers add up to, as docs/kernels/log.md shows it.
 
-    python benchmarks/kernel_summary.py [--kernels 7] [--before 6]
+    python benchmarks/kernel_summary.py [--kernels 8] [--before 7]
 
 Reads results/kernels-gemm-h200.jsonl, kernels-layer-h200.jsonl and, for peers timed in runs of their own,
 kernels-peers-recorded.json.  A GEMM's bar, of every named cell with codes -8..7:
@@ -207,8 +207,8 @@ def read(path: Path) -> list[dict[str, Any]]:
 def main() -> None:
     """See the top of this file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--kernels", type=int, default=7)
-    parser.add_argument("--before", type=int, default=6)
+    parser.add_argument("--kernels", type=int, default=8)
+    parser.add_argument("--before", type=int, default=7)
     options = parser.parse_args()
     gemms, layers = read(RESULTS / GEMMS), read(RESULTS / LAYERS)
     before = rows_of(gemms, options.before)

@@ -5,7 +5,8 @@
 
 Nsight Compute runs one launch after the other, so that none overlaps its neighbours: the sum is more than the layer
 takes.  One JSON line a cell: name, microseconds and bytes read from and written to memory of each launch, in order,
-the mean of two draws of the router.  Clocks are left as they are.
+the mean of two draws of the router.  Clocks are left as they are.  In results/kernels-builds-h200.jsonl a line says,
+besides, which build it is of.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import torch
 from w4afp8.kernels import sm90
 from w4afp8.measure import data
 from w4afp8.measure.about import about
-from w4afp8.measure.shapes import NAMED
+from w4afp8.measure.shapes import NAMED, Layer
 
 CELLS = ("EP8:512,4096", "TP8:1024,4096", "OSS:4096", "R1:1024,4096")
 DRAWS = 2
@@ -38,27 +39,37 @@ METRICS = {
 NAME = re.compile(r"::(\w+)_kernel|::(grouped_gemm)::kernel")
 
 
-def run(cells: Iterable[str]) -> None:
+def parse_cells(words: Iterable[str]) -> list[tuple[Layer, tuple[int, ...]]]:
+    """EP8:512,4096 -> the layer and its numbers of tokens.  Raises: SystemExit for another word."""
+    layers = {shape.layer.name: shape.layer for shape in NAMED.values() if shape.layer}
+    found = []
+    for word in words:
+        name, _, tokens = word.partition(":")
+        if name not in layers or not re.fullmatch(r"\d+(,\d+)*", tokens):
+            raise SystemExit(
+                f"--cells {word}: expected one of {', '.join(layers)} and numbers of tokens, as EP8:512,4096"
+            )
+        found.append((layers[name], tuple(map(int, tokens.split(",")))))
+    return found
+
+
+def run(cells: Iterable[tuple[Layer, tuple[int, ...]]]) -> None:
     """What Nsight Compute watches: every cell once to warm up, then a range named after it."""
-    device, profiler = torch.device("cuda"), torch.cuda.cudart()
-    for words in cells:
-        name, _, tokens = words.partition(":")
-        layer = NAMED[name].layer
-        if layer is None:
-            raise SystemExit(f"--cells {words}: expected a layer of experts and numbers of tokens")
+    device, profiler = torch.device("cuda"), torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    for layer, tokens in cells:
         weights = [data.weight(gemm, device) for gemm in layer.gemms]
-        for m in map(int, tokens.split(",")):
+        for m in tokens:
             calls = data.layer_calls(layer, weights[0], weights[1], m)[:DRAWS]
             for call in calls:
                 sm90.fused_moe(call, one_launch=False)
             torch.cuda.synchronize()
-            profiler.cudaProfilerStart()  # type: ignore[no-untyped-call]
-            torch.cuda.nvtx.range_push(f"{name}:{m}")  # type: ignore[no-untyped-call]
+            profiler.cudaProfilerStart()
+            torch.cuda.nvtx.range_push(f"{layer.name}:{m}")  # type: ignore[no-untyped-call]
             for call in calls:
                 sm90.fused_moe(call, one_launch=False)
             torch.cuda.synchronize()
             torch.cuda.nvtx.range_pop()  # type: ignore[no-untyped-call]
-            profiler.cudaProfilerStop()  # type: ignore[no-untyped-call]
+            profiler.cudaProfilerStop()
 
 
 def parse(lines: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
@@ -77,6 +88,9 @@ def parse(lines: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
 
 def _mean_of_draws(launches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     each = len(launches) // DRAWS
+    names = [one["launch"] for one in launches]
+    if names != names[:each] * DRAWS:
+        raise SystemExit(f"the draws of a cell differ in their launches: {' '.join(names)}")
     draws = [launches[i * each : (i + 1) * each] for i in range(DRAWS)]
     return [
         {"launch": same[0]["launch"], **{key: round(mean(one[key] for one in same), 1) for key in METRICS}}
@@ -92,14 +106,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--watched", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    cells = parse_cells(options.cells)
     if options.watched:
-        run(options.cells)
+        run(cells)
         return
     watch = "--clock-control none --cache-control none --profile-from-start off --nvtx --print-nvtx-rename kernel"
     command = [options.ncu, *watch.split(), "--metrics", ",".join(METRICS.values()), "--csv", "--page", "raw"]
     command += [sys.executable, __file__, "--watched", "--cells", *options.cells]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    for cell, launches in parse(said.splitlines()).items():
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{options.ncu} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    for cell, launches in parse(done.stdout.splitlines()).items():
         shape, _, tokens = cell.partition(":")
         record = {"record": "layer_launches", "shape": shape, "tokens": int(tokens), "launches": launches}
         line = json.dumps({**record, **about()})

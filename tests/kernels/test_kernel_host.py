@@ -42,9 +42,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, torch.device | Non
     return seen
 
 
-def layer(top_k: int = 2, tokens: int = 3, hidden: int = 256, inner: int = 256) -> MoECall:
-    """Four experts, prepacked."""
-    w13, w2 = make([0] * 4, 2 * inner, hidden), make([0] * 4, hidden, inner)
+def layer(top_k: int = 2, tokens: int = 3, hidden: int = 256, inner: int = 256, experts: int = 4) -> MoECall:
+    """A few experts, prepacked."""
+    w13, w2 = make([0] * experts, 2 * inner, hidden), make([0] * experts, hidden, inner)
     packed = [t for p in (w13, w2) for t in OPS.prepack(p.weight, p.weight_scale)]
     ids = torch.zeros(tokens, top_k, dtype=torch.int32)
     x = torch.zeros(tokens, hidden, dtype=torch.bfloat16)
@@ -102,6 +102,15 @@ def test_too_many_choices_a_token_are_refused(one_launch: bool, calls: list[Any]
     calls.clear()
     with pytest.raises(KernelError, match=r"^topk_ids: .*\[3, 65\].*top_k <= 64"):
         sm90.fused_moe(layer(top_k=65), one_launch)
+    assert not calls
+
+
+@pytest.mark.parametrize("tokens", [3, 1500], ids=["few pairs", "many pairs"])
+def test_too_many_experts_are_refused(tokens: int, calls: list[Any]) -> None:
+    sm90.fused_moe(layer(tokens=tokens, experts=512), False)
+    calls.clear()
+    with pytest.raises(KernelError, match=r"^w13: found 513 experts, expected at most 512"):
+        sm90.fused_moe(layer(tokens=tokens, experts=513), False)
     assert not calls
 
 

@@ -7,7 +7,7 @@ import torch
 from layer_problems import close, problem, run, truth
 
 from w4afp8.errors import KernelError
-from w4afp8.kernels import build, layers, sm90
+from w4afp8.kernels import build, layers, schedules, sm90
 from w4afp8.kernels.calls import MoECall
 
 CASES = {  # tokens, experts, top_k, first local expert, experts routed to, hidden, inner
@@ -163,6 +163,8 @@ def test_the_limits_are_those_of_the_sources():
     assert f"kMaxExperts = {layers.MAX_EXPERTS};" in source
     assert f"kFewPairs = {layers.FEW_PAIRS};" in source
     assert f"kFewHidden = {layers.FEW_HIDDEN}, kFewInner = {layers.FEW_INNER};" in source
+    gemm = (build.CSRC / "sm90" / "grouped_gemm" / "config.h").read_text()
+    assert f"kMaxExperts = {schedules.MAX_EXPERTS};" in gemm
     assert f"kMaxTopK = {sm90.MAX_TOP_K};" in (build.CSRC / "sm90" / "moe" / "launch.h").read_text()
     listed = (build.CSRC / "sm90" / "moe" / "layer" / "launch.cu").read_text()
     compiled = {p.stem: p.read_text() for p in (build.CSRC / "sm90" / "moe" / "layer" / "instances").glob("*.cu")}

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from kernel_problems import make, relative_error
-from test_kernel_layer import problem as layer_problem
-from test_kernel_layer import run as run_layer
+from layer_problems import problem as layer_problem
+from layer_problems import run as run_layer
 
 from w4afp8.kernels import layers, reference, schedules, sm90
 from w4afp8.kernels.calls import GemmCall

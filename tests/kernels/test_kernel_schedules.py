@@ -22,8 +22,8 @@ def test_rows_and_instances_are_the_same_set():
 @pytest.mark.parametrize("row", schedules.ROWS, ids=lambda r: f"{r.kernel}-{r.split_groups}")
 def test_a_row_says_what_its_instance_compiles(row):
     text = (INSTANCES / f"{row.kernel}.cu").read_text()
-    said = {"kGroupScale": "false", "kCluster": "1", "kScales": "Scales::kBFloat16", "kRoom": "1", "kBlocks": "1"}
-    said.update(re.findall(r"(k\w+) = ([\w:]+)", text))
+    defaults = re.search(r"struct Defaults \{(.*?)\n\};", (INSTANCES.parent / "config.h").read_text(), re.DOTALL)[1]
+    said = dict(re.findall(r"(k\w+) = ([\w:]+)", defaults + text))
     numbers = ("kConsumers", "kStageGroups", "kCluster", "kRoom", "kBlocks")
     assert [int(said[key]) for key in numbers] == [row.consumers, row.stage_groups, row.cluster, row.room, row.blocks]
     counts = re.search(r"TokenCounts<([\d, ]+)>", text)[1]

@@ -12,7 +12,7 @@ from w4afp8.kernels.checks import FP8, GROUP_K
 from w4afp8.kernels.layout import TILE_ROWS
 
 MODES = {"token": 0, "tensor": 1, "group128": 2}
-MAX_TOP_K = 64  # what the routing kernels hold in shared memory
+MAX_TOP_K = 64  # what the kernels that route and sum hold in shared memory
 
 
 def serves(x: Tensor, layout: str) -> bool:
@@ -91,6 +91,8 @@ def fused_moe(call: MoECall, one_launch: layers.OneLaunch | bool = True, out: Te
     checks.require(
         call.topk_ids.shape[1] <= MAX_TOP_K, "topk_ids", checks.describe(call.topk_ids), f"top_k <= {MAX_TOP_K}"
     )
+    most = schedules.MAX_EXPERTS
+    checks.require(len(call.w13) <= most, "w13", f"{len(call.w13)} experts", f"at most {most} on a device")
     for name, t in (
         ("x", call.x),
         ("out", out),

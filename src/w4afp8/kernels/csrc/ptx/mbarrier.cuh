@@ -1,4 +1,4 @@
-// Barriers in shared memory that count arrivals and, for copies, bytes.
+// Barriers in shared memory that count arrivals and, for copies, bytes; and what else threads do with shared memory.
 #pragma once
 #include <cstdint>
 
@@ -19,8 +19,8 @@ __device__ __forceinline__ void barrier_arrive(uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
-// The same when loads from shared memory have brought `loaded`, every bit of which may be anything.  A plain arrival does not
-// wait for them: behind global stores that memory does not take a load lasts longer than the copy that overwrites its
+// The same when loads from shared memory have brought `loaded`, every bit of which may be anything.  A plain arrival
+// does not wait for them: behind global stores that memory does not take a load lasts longer than the copy that overwrites its
 // source once everybody has arrived.
 __device__ __forceinline__ void barrier_arrive_after(uint64_t* barrier, uint32_t loaded) {
   asm volatile(

@@ -6,7 +6,8 @@
 namespace w4afp8 {
 
 // Device: everything the kernels before this one wrote is visible after this line; nothing of theirs may be read, and
-// nothing written, before it (a prefetch into L2 reads nothing).  Then lets the kernel after this one start its own prologue.
+// nothing written, before it (a prefetch into L2 reads nothing).  Then lets the kernel after this one start its own
+// prologue.
 __device__ __forceinline__ void wait_for_previous() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -15,12 +16,17 @@ __device__ __forceinline__ void wait_for_previous() {
 // Whether every block may wait for every other, so that all must run at once.
 enum class Residence { kAny, kTogether };
 
+// Host: how many multiprocessors the current device has.
+inline cudaError_t multiprocessors(int* count) {
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  return error != cudaSuccess ? error : cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device);
+}
+
 // Host: prepares a kernel with `shared` bytes of shared memory; says how many blocks are one a multiprocessor.
 template <class... Parameters>
 cudaError_t one_a_multiprocessor(void (*kernel)(Parameters...), size_t shared, int* blocks) {
-  int device = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(blocks, cudaDevAttrMultiProcessorCount, device);
+  const cudaError_t error = multiprocessors(blocks);
   if (error != cudaSuccess) return error;
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
 }

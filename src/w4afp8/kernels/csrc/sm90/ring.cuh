@@ -1,4 +1,4 @@
-// Where a loader or a consumer stands in a ring of slots in shared memory.
+// Where whoever fills or empties a ring of slots in shared memory stands in it.
 #pragma once
 #include <cstdint>
 

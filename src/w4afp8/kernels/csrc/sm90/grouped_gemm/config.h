@@ -67,9 +67,9 @@ struct ExpertPlan {
 // The type of the weight's scales: known to the compiler, or asked for in every group.
 enum class Scales { kBFloat16, kAny };
 
-// What a file in instances/ may leave unsaid.  It says, too: Tokens; kConsumers, warpgroups that multiply, 64 output rows
-// each; kStages; kStageGroups, scale groups along K of a stage.
-struct Schedule {
+// What a file in instances/ may leave unsaid.  It says, too: Tokens; kConsumers, warpgroups that multiply, 64 output
+// rows each; kStages; kStageGroups, scale groups along K of a stage.
+struct Defaults {
   static constexpr bool kGroupScale = false;             // activation scale per token and group
   static constexpr int kCluster = 1;                     // blocks that share x, each with its own rows of the weight
   static constexpr Scales kScales = Scales::kBFloat16;
@@ -85,7 +85,7 @@ struct Config : S {
   static constexpr int kMaxTokens = Tokens::kMax;
   static constexpr bool kStoresByCopy = kMaxTokens >= kManyTokens;
   static constexpr bool kFlags = kMaxTokens >= kManyTokens;  // of partial sums; else they are their own signal
-  static constexpr int kThreads = 128 * (kConsumers + 1);   // the last warpgroup loads
+  static constexpr int kThreads = 128 * (kConsumers + 1);   // the last warpgroup plans and loads
   // Registers a thread: the block starts with an equal share, the loading warpgroup gives most of its own away.
   static constexpr int kShare = 65536 / (kThreads * kRoom) / 8 * 8;
   static constexpr bool kMovesRegisters = kMaxTokens > 8 || kRoom > 1;

@@ -5,7 +5,6 @@
 #include "arguments.cuh"
 #include "config.h"
 #include "dequantize.cuh"
-#include "schedule.cuh"
 
 namespace w4afp8::grouped_gemm {
 

@@ -15,9 +15,9 @@ __device__ __forceinline__ uint32_t select_bits(uint32_t a, uint32_t b) {
   return selected;
 }
 
-// lower: rows r, upper: rows r + 8.  All eight magnitudes come of one addition: turned by seven, every sign stands where
-// its code begins, and no sum exceeds 8.  `minus_one` is a kernel's argument, so that the compiler does not know it: the
-// subtractions are then multiplications, which are not done where the rest is, on the unit that is busiest.
+// lower: rows r, upper: rows r + 8.  All eight magnitudes come of one addition: turned by seven, every sign stands
+// where its code begins, and no sum exceeds 8.  `minus_one` is a kernel's argument, so that the compiler does not know
+// it: the subtractions are then multiplications, which are not done where the rest is, on the unit that is busiest.
 __device__ __forceinline__ void unpack(uint32_t word, uint32_t minus_one, uint32_t& lower, uint32_t& upper) {
   const uint32_t signs = word & 0x88888888u;
   const uint32_t both = word + __funnelshift_r(signs, signs, 7);  // magnitudes + signs; one LEA.HI

@@ -42,7 +42,8 @@ __device__ __forceinline__ void store_float(const Params& p, const float (&acc)[
   }
 }
 
-// Sixteen-bit results of a warp's sixteen rows, eight tokens at a time; place(j) is where this lane's column of those goes.
+// Sixteen-bit results of a warp's sixteen rows, eight tokens at a time; place(j) is where this lane's column of those
+// goes.
 template <int kTokens, class Place>
 __device__ __forceinline__ void stage_rows(const float (&acc)[kTokens / 2], const float2 (&scale)[kTokens / 8],
                                            OutType type, Place&& place) {

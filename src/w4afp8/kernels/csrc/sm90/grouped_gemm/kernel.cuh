@@ -1,9 +1,9 @@
 // W4AFP8 grouped GEMM for SM90.  out[t, n] = x_scale[t] * sum_g weight_scale[n, g] * sum_k x[t, k] * code[n, k].
 //
 // Operands are swapped: the weights are wgmma's A (64 rows), made into e4m3 in registers on the way; the tokens are its
-// N (8 .. 160), read from shared memory.  One thread streams codes, scales and x through a ring of stages with the bulk
-// copy engine; each consumer warpgroup owns 64 output rows.  Every 128 inputs, one scale group, the product is promoted:
-// acc += weight_scale * product, in float32.
+// N (8 .. 160), read from shared memory.  One thread plans what the block works on, one streams codes, scales and x
+// through a ring of stages with the bulk copy engine; each consumer warpgroup owns 64 output rows.  Every 128 inputs,
+// one scale group, the product is promoted: acc += weight_scale * product, in float32.
 #pragma once
 #include "../../ptx/copy.cuh"
 #include "../overlap.cuh"
@@ -16,8 +16,8 @@
 
 namespace w4afp8::grouped_gemm {
 
-// One thread: asks for the first weights of a segment, into L2 and no farther.  It may do so while the kernel before still
-// runs, whoever wrote the weights.
+// One thread: asks for the first weights of a segment, into L2 and no farther.  It may do so while the kernel before
+// still runs, whoever wrote the weights.
 template <class C>
 __device__ void prefetch_weights(const Arguments& args, const Segment& s) {
   const int first_block = s.row_tile * C::kConsumers;

@@ -74,7 +74,7 @@ __device__ void make_plan(const Params& p, int row_tiles, int max_tokens, Expert
   __syncthreads();
 }
 
-// One team's walk over its segments, for one thread; every walk sees the same ones.  Along K it counts in stages of
+// One team's walk over its segments, for one thread; the blocks of a team see the same ones.  Along K it counts in stages of
 // `stage_groups` scale groups.
 template <int kTeamSize>
 class Walk {

@@ -1,5 +1,5 @@
-// Segments on their way from the thread that plans them to those that work on them.  Planning beside the work keeps a fifth
-// of a short tile's time, and the plan's registers, out of the consumers.
+// Segments on their way from the thread that plans them to those that work on them.  Planned beside the work, they cost
+// consumers neither the time nor the registers that finding the next tile takes.
 #pragma once
 #include "../../ptx/mbarrier.cuh"
 #include "../ring.cuh"

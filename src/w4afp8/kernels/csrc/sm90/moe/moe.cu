@@ -130,9 +130,9 @@ __global__ void __launch_bounds__(kThreads) activate_kernel(Activation p) {
     more([&](int, const Eight& h) { amax = fmaxf(amax, largest(h)); });
     const float scale = p.static_scale != nullptr ? *p.static_scale
                                                   : __fdiv_rn(fmaxf(warp_max(amax), kSmallestAmax), kLargest);
-    const Multiplier divide(scale);
+    const Reciprocal inverse(scale);
     const auto write = [&](int at, const Eight& h) {
-      *reinterpret_cast<uint2*>(p.q + static_cast<size_t>(row) * p.cols + at) = to_e4m3(h, divide);
+      *reinterpret_cast<uint2*>(p.q + static_cast<size_t>(row) * p.cols + at) = to_e4m3(h, inverse);
     };
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
@@ -144,8 +144,8 @@ __global__ void __launch_bounds__(kThreads) activate_kernel(Activation p) {
   }
 }
 
-// out[t] = factor * sum over choices of weight * down[row].  A block sums `pieces` times 2048 columns of a token, and looks
-// up its choices once: those that are here.
+// out[t] = factor * sum over choices of weight * down[row].  A block sums `pieces` times 2048 columns of a token, and
+// looks up its choices once: those that are here.
 __global__ void __launch_bounds__(kThreads) combine_kernel(Combine p, int pieces) {
   __shared__ int rows[kMaxTopK];
   __shared__ float weights[kMaxTopK];
@@ -180,11 +180,12 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(Combine p, int pieces
 
 const char* route(const Routing& r, cudaStream_t stream) {
   if (r.experts > kRouteExperts) return "more than 512 experts";
-  const size_t shared = route_shared_bytes(r.experts);
-  const cudaError_t error = cudaFuncSetAttribute(route_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  // The limit is the function's, whoever launches it beside: the same for everybody.
+  const cudaError_t error = cudaFuncSetAttribute(route_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                 route_shared_bytes(kRouteExperts));
   if (error != cudaSuccess) return cudaGetErrorString(error);
-  return message(launch_overlapped<Residence::kAny, kRouteBlocks>(route_kernel, kRouteBlocks, 32 * kRouteWarps, shared,
-                                                                  stream, r));
+  return message(launch_overlapped<Residence::kAny, kRouteBlocks>(route_kernel, kRouteBlocks, 32 * kRouteWarps,
+                                                                  route_shared_bytes(r.experts), stream, r));
 }
 
 const char* quantize(const Quantize& p, cudaStream_t stream) {
@@ -194,7 +195,8 @@ const char* quantize(const Quantize& p, cudaStream_t stream) {
     const auto kernel = p.type == InType::kFloat32 ? quantize_groups_kernel<true> : quantize_groups_kernel<false>;
     return message(launch_overlapped(kernel, blocks, kThreads, 0, stream, p));
   }
-  const auto kernel = p.type == InType::kFloat32 ? quantize_kernel<true, false, false> : quantize_kernel<false, false, false>;
+  const bool is_float = p.type == InType::kFloat32;
+  const auto kernel = is_float ? quantize_kernel<true, false, false> : quantize_kernel<false, false, false>;
   return message(launch_overlapped(kernel, p.tokens, kThreads, 0, stream, p, Routing{}));
 }
 
@@ -210,7 +212,7 @@ const char* scatter_quantize(const Quantize& p, const Routing& r, bool routes, c
 const char* activate(const Activation& p, cudaStream_t stream) {
   const auto kernel = p.cols <= 256 ? activate_kernel<1> : p.cols <= 1024 ? activate_kernel<4> : activate_kernel<8>;
   int blocks = 0;
-  const cudaError_t error = one_a_multiprocessor(kernel, 0, &blocks);
+  const cudaError_t error = multiprocessors(&blocks);
   if (error != cudaSuccess) return cudaGetErrorString(error);
   constexpr int kRowsAtOnce = kThreads / 32, kBlocksEach = 4;
   blocks = min(kBlocksEach * blocks, (p.max_rows + kRowsAtOnce - 1) / kRowsAtOnce);
@@ -218,6 +220,7 @@ const char* activate(const Activation& p, cudaStream_t stream) {
 }
 
 const char* combine(const Combine& p, cudaStream_t stream) {
+  if (p.top_k > kMaxTopK) return "top_k is larger than 64";
   // Where blocks are many, each takes a whole token: one wait for the rows of its choices, then load after load.
   const int all = (p.cols / 8 + kThreads - 1) / kThreads, pieces = p.tokens >= 512 ? all : 1;
   return message(launch_overlapped(combine_kernel, dim3(p.tokens, all / pieces), kThreads, 0, stream, p, pieces));

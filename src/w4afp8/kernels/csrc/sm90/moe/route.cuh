@@ -3,6 +3,7 @@
 #pragma once
 #include "../../ptx/mbarrier.cuh"
 #include "../overlap.cuh"
+#include "../grouped_gemm/config.h"
 #include "../scan.cuh"
 #include "pairs.cuh"
 
@@ -10,15 +11,15 @@ namespace w4afp8::moe {
 
 constexpr int kRouteBlocks = 8;  // a cluster
 constexpr int kRouteWarps = 32;  // of each
-constexpr int kRouteExperts = 512;
+constexpr int kRouteExperts = grouped_gemm::kMaxExperts;
 
 // Counts of each warp's share of the pairs by expert, of the block's, and the first row of the block's.
 __host__ __device__ constexpr size_t route_shared_bytes(int experts) {
   return (kRouteWarps + 2) * (experts + 1) * sizeof(int);
 }
 
-// One cluster counts, then hands out rows: every warp owns a run of pairs, in order.  Bucket `experts` takes the pairs that
-// are another rank's.
+// One cluster counts, then hands out rows: every warp owns a run of pairs, in order.  Bucket `experts` takes the pairs
+// that are another rank's.
 __global__ void __launch_bounds__(32 * kRouteWarps) route_kernel(Routing r) {
   extern __shared__ int shared[];
   __shared__ int warp_total[kRouteWarps];

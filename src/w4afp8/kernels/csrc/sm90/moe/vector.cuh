@@ -85,9 +85,9 @@ struct Divisor {
 };
 
 // x times the rounded 1 / scale, for values that no reference has bit for bit.
-struct Multiplier {
+struct Reciprocal {
   float inverse;
-  __device__ __forceinline__ explicit Multiplier(float scale) : inverse(1.0f / scale) {}
+  __device__ __forceinline__ explicit Reciprocal(float scale) : inverse(1.0f / scale) {}
   __device__ __forceinline__ float operator()(float x) const { return x * inverse; }
 };
 

@@ -1,7 +1,7 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-struct F152 : Schedule {
+struct F152 : Defaults {
   using Tokens = TokenCounts<96, 120, 152>;
   static constexpr int kConsumers = 2, kStages = 3, kStageGroups = 2;
   static constexpr Scales kScales = Scales::kAny;

@@ -1,7 +1,7 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-struct F16 : Schedule {
+struct F16 : Defaults {
   using Tokens = TokenCounts<8, 16>;
   static constexpr int kConsumers = 4, kStages = 5, kStageGroups = 2;
   static constexpr Scales kScales = Scales::kAny;

@@ -1,7 +1,7 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-struct F64 : Schedule {
+struct F64 : Defaults {
   using Tokens = TokenCounts<32, 64>;
   static constexpr int kConsumers = 2, kStages = 8, kStageGroups = 1;
   static constexpr Scales kScales = Scales::kAny;

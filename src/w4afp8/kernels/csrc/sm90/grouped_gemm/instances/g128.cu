@@ -1,7 +1,7 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-struct G128 : Schedule {
+struct G128 : Defaults {
   using Tokens = TokenCounts<96, 128>;
   static constexpr int kConsumers = 2, kStages = 7, kStageGroups = 1;
   static constexpr bool kGroupScale = true;

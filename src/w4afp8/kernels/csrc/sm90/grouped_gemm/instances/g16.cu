@@ -1,7 +1,7 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-struct G16 : Schedule {
+struct G16 : Defaults {
   using Tokens = TokenCounts<8, 16>;
   static constexpr int kConsumers = 4, kStages = 9, kStageGroups = 1;
   static constexpr bool kGroupScale = true;

@@ -1,7 +1,7 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-struct G64 : Schedule {
+struct G64 : Defaults {
   using Tokens = TokenCounts<32, 64>;
   static constexpr int kConsumers = 3, kStages = 6, kStageGroups = 1;
   static constexpr bool kGroupScale = true;

@@ -1,7 +1,7 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-struct S64 : Schedule {
+struct S64 : Defaults {
   using Tokens = TokenCounts<32, 64>;
   static constexpr int kConsumers = 2, kStages = 8, kStageGroups = 1;
 };

@@ -1,7 +1,7 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-struct T112 : Schedule {
+struct T112 : Defaults {
   using Tokens = TokenCounts<96, 104, 112>;
   static constexpr int kConsumers = 2, kStages = 4, kStageGroups = 2;
 };

@@ -1,7 +1,7 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-struct T128 : Schedule {
+struct T128 : Defaults {
   using Tokens = TokenCounts<96, 112, 128>;
   static constexpr int kConsumers = 2, kStages = 3, kStageGroups = 2;
 };

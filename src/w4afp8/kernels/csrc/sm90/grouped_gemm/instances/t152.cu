@@ -1,7 +1,7 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-struct T152 : Schedule {
+struct T152 : Defaults {
   using Tokens = TokenCounts<120, 136, 152>;
   static constexpr int kConsumers = 2, kStages = 3, kStageGroups = 2;
 };

@@ -1,7 +1,7 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-struct T152c : Schedule {
+struct T152c : Defaults {
   using Tokens = TokenCounts<120, 136, 152>;
   static constexpr int kConsumers = 2, kStages = 3, kStageGroups = 2, kCluster = 2;
 };

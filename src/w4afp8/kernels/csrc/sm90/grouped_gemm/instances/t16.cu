@@ -1,7 +1,7 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-struct T16 : Schedule {
+struct T16 : Defaults {
   using Tokens = TokenCounts<8, 16>;
   static constexpr int kConsumers = 4, kStages = 5, kStageGroups = 2;
 };

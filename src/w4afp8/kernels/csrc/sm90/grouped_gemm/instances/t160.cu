@@ -1,7 +1,7 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-struct T160 : Schedule {
+struct T160 : Defaults {
   using Tokens = TokenCounts<128, 144, 160>;
   static constexpr int kConsumers = 2, kStages = 3, kStageGroups = 2;
 };

@@ -1,7 +1,7 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-struct T160c : Schedule {
+struct T160c : Defaults {
   using Tokens = TokenCounts<128, 144, 160>;
   static constexpr int kConsumers = 2, kStages = 3, kStageGroups = 2, kCluster = 2;
 };

@@ -1,7 +1,7 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-struct T16h : Schedule {
+struct T16h : Defaults {
   using Tokens = TokenCounts<8, 16>;
   static constexpr int kConsumers = 2, kStages = 4, kStageGroups = 2, kRoom = 2;
 };

@@ -1,7 +1,7 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-struct T24 : Schedule {
+struct T24 : Defaults {
   using Tokens = TokenCounts<16, 24>;
   static constexpr int kConsumers = 4, kStages = 5, kStageGroups = 2;
 };

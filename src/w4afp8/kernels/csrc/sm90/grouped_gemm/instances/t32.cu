@@ -1,7 +1,7 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-struct T32 : Schedule {
+struct T32 : Defaults {
   using Tokens = TokenCounts<24, 32>;
   static constexpr int kConsumers = 4, kStages = 4, kStageGroups = 2;
 };

@@ -1,7 +1,7 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-struct T32d : Schedule {
+struct T32d : Defaults {
   using Tokens = TokenCounts<16, 32>;
   static constexpr int kConsumers = 2, kStages = 3, kStageGroups = 2, kRoom = 2, kBlocks = 2;
 };

@@ -1,7 +1,7 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-struct T32w : Schedule {
+struct T32w : Defaults {
   using Tokens = TokenCounts<16, 32>;
   static constexpr int kConsumers = 3, kStages = 5, kStageGroups = 2;
 };

@@ -1,7 +1,7 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-struct T48 : Schedule {
+struct T48 : Defaults {
   using Tokens = TokenCounts<32, 40, 48>;
   static constexpr int kConsumers = 3, kStages = 5, kStageGroups = 2;
 };

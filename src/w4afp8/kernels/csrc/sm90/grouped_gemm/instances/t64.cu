@@ -1,7 +1,7 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-struct T64 : Schedule {
+struct T64 : Defaults {
   using Tokens = TokenCounts<48, 56, 64>;
   static constexpr int kConsumers = 3, kStages = 4, kStageGroups = 2;
 };

@@ -1,7 +1,7 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-struct T80 : Schedule {
+struct T80 : Defaults {
   using Tokens = TokenCounts<64, 72, 80>;
   static constexpr int kConsumers = 2, kStages = 5, kStageGroups = 2;
 };

@@ -1,7 +1,7 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-struct T80w : Schedule {
+struct T80w : Defaults {
   using Tokens = TokenCounts<72, 80>;
   static constexpr int kConsumers = 3, kStages = 4, kStageGroups = 2;
 };

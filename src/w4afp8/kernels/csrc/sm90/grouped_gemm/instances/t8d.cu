@@ -1,7 +1,7 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-struct T8d : Schedule {
+struct T8d : Defaults {
   using Tokens = TokenCounts<8>;
   static constexpr int kConsumers = 2, kStages = 5, kStageGroups = 2, kRoom = 2, kBlocks = 2;
 };

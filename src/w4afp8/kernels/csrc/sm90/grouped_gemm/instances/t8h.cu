@@ -1,7 +1,7 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-struct T8h : Schedule {
+struct T8h : Defaults {
   using Tokens = TokenCounts<8>;
   static constexpr int kConsumers = 2, kStages = 5, kStageGroups = 2, kRoom = 2;
 };

@@ -1,7 +1,7 @@
 #include "../launch.cuh"
 
 namespace w4afp8::grouped_gemm {
-struct T96 : Schedule {
+struct T96 : Defaults {
   using Tokens = TokenCounts<64, 80, 96>;
   static constexpr int kConsumers = 2, kStages = 4, kStageGroups = 2;
 };
