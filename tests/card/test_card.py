@@ -92,6 +92,15 @@ def test_a_converted_checkpoint_is_served_by_the_engine_that_reads_it(folder: Pa
     assert "vllm" in ModelCard(text).data.tags
 
 
+@pytest.mark.parametrize("base", [None, "org/source"])
+def test_four_bits_that_were_converted_to_more_say_both(folder: Path, base: str | None) -> None:
+    (folder / "w4afp8/conversion.json").write_text(json.dumps({"from": "deepseek_mxfp4", "to": "deepseek_fp8"}))
+    (folder / "w4afp8/record.json").write_text(json.dumps(RECORD | {"format": "deepseek_fp8"}))
+    assert "routed experts quantized to 4 bits and stored in 8" in text_of(folder, base_model=base)
+    (folder / "w4afp8/record.json").write_text(json.dumps(RECORD))
+    assert "stored in" not in text_of(folder, base_model=base)
+
+
 def test_a_converted_checkpoint_is_made_again_in_two_steps(folder: Path) -> None:
     (folder / "w4afp8/conversion.json").write_text(json.dumps({"to": "compressed_tensors_w4a8"}))
     made = "-o QUANTIZED\nw4afp8 convert QUANTIZED --format compressed_tensors_w4a8 -o tiny-W4AFP8\n```"

@@ -120,6 +120,7 @@ def _render(facts: Facts, *, metadata: Mapping[str, Any], verdict: gate.Gate, mo
         facts=facts,
         format=_format(facts),
         quantized=_was_quantized(facts),
+        bits=engines.bits(_format(facts) or ""),
         verdict=verdict,
         classes=_classes(facts),
         readers=readers,
