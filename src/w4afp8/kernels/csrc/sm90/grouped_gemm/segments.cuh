@@ -1,8 +1,7 @@
 // Segments on their way from the thread that plans them to those that work on them.  Planned beside the work, they cost
 // consumers neither the time nor the registers that finding the next tile takes.
 #pragma once
-#include "../../ptx/mbarrier.cuh"
-#include "../ring.cuh"
+#include "../queue.cuh"
 #include "schedule.cuh"
 
 namespace w4afp8::grouped_gemm {
@@ -18,24 +17,18 @@ __device__ void plan_segments(const Params& p, typename C::Smem& smem) {
   Segment s{};
   do {
     if (!walk.next(s)) s.groups = 0;
-    ptx::barrier_wait(&smem.segment_empty[ring.stage], ring.phase ^ 1);
-    smem.segment[ring.stage] = s;
-    ptx::barrier_arrive(&smem.segment_full[ring.stage]);
-    ring.advance();
+    hand_out(smem, ring, s);
   } while (!s.last);
 }
 
 // The next segment, for a whole warp or for one thread.
 template <bool kWarp, class Smem>
 __device__ __forceinline__ Segment next_segment(Smem& smem, Ring<kSegments>& ring) {
-  ptx::barrier_wait(&smem.segment_full[ring.stage], ring.phase);
-  const Segment s = smem.segment[ring.stage];
-  // All that is read of it, else the planning thread may be faster than the loads.
-  uint32_t loaded = s.row_tile | s.first_row | s.tokens | s.first_group | s.groups | s.owner | s.last;
-  loaded |= kWarp ? s.first_peer | s.end_peer : s.shared | s.expert;
-  if constexpr (kWarp) __syncwarp();
-  if (!kWarp || threadIdx.x % 32 == 0) ptx::barrier_arrive_after(&smem.segment_empty[ring.stage], loaded);
-  ring.advance();
+  Segment s;
+  take<kWarp>(smem, ring, s, [](const Segment& s) {
+    const uint32_t all = s.row_tile | s.first_row | s.tokens | s.first_group | s.groups | s.owner | s.last;
+    return all | (kWarp ? s.first_peer | s.end_peer : s.shared | s.expert);
+  });
   return s;
 }
 

@@ -2,8 +2,8 @@
 // of an expert in order of pair.  Counting alone decides it, so the result is the same on every run.
 #pragma once
 #include "../../ptx/mbarrier.cuh"
-#include "../overlap.cuh"
 #include "../grouped_gemm/config.h"
+#include "../overlap.cuh"
 #include "../scan.cuh"
 #include "pairs.cuh"
 

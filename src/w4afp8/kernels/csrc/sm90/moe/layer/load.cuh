@@ -2,7 +2,7 @@
 // ahead as far as the ring is deep, over the end of a phase too; activations wait until other blocks have written them.
 #pragma once
 #include "../../../ptx/copy.cuh"
-#include "../../ring.cuh"
+#include "../../queue.cuh"
 #include "plan.cuh"
 #include "signal.cuh"
 
@@ -13,12 +13,10 @@ template <class C>
 __device__ void plan_segments(const Layer& p, typename C::Smem& smem) {
   Walk<C> walk(p, smem.plan);
   Ring<kSegments> ring;
-  for (bool more = true; more; ring.advance()) {
+  for (bool more = true; more;) {
     Segment s{};
     more = walk.next(s);
-    ptx::barrier_wait(&smem.segment_empty[ring.stage], ring.phase ^ 1);
-    smem.segment[ring.stage] = s;
-    ptx::barrier_arrive(&smem.segment_full[ring.stage]);
+    hand_out(smem, ring, s);
   }
 }
 constexpr int kSegmentReaders = 2 + kConsumerThreads / 32;
@@ -26,14 +24,10 @@ constexpr int kSegmentReaders = 2 + kConsumerThreads / 32;
 // The next segment, for a whole warp or for one thread; false at the end.
 template <bool kWarp, class Smem>
 __device__ __forceinline__ bool next_segment(Smem& smem, Ring<kSegments>& ring, Segment& s) {
-  ptx::barrier_wait(&smem.segment_full[ring.stage], ring.phase);
-  s = smem.segment[ring.stage];
-  if constexpr (kWarp) __syncwarp();
-  // All that is read of it, else the planning thread may be faster than the loads.
-  const uint32_t loaded = s.phase | s.stages | s.row_tile | s.weight_stage | s.run | s.first_row | s.block8 | s.tokens |
-                          s.first_stage | s.peers | s.owner | s.shared;
-  if (!kWarp || threadIdx.x % 32 == 0) ptx::barrier_arrive_after(&smem.segment_empty[ring.stage], loaded);
-  ring.advance();
+  take<kWarp>(smem, ring, s, [](const Segment& s) {
+    return uint32_t(s.phase | s.stages | s.row_tile | s.weight_stage | s.run | s.first_row | s.block8 | s.tokens |
+                    s.first_stage | s.peers | s.owner | s.shared);
+  });
   return s.stages > 0;
 }
 
