@@ -15,6 +15,7 @@ that fails or hangs is said, its process is started anew, the next cell is measu
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -104,12 +105,14 @@ def measure(
 
 def parse_cells(words: Sequence[str]) -> list[tuple[str, int]]:
     """R1:1,8 -> (R1, 1), (R1, 8); none: all, in rounds."""
-    rounds: Sequence[dict[str, Sequence[int]]] = ROUNDS  # type: ignore[assignment]
-    if words:
-        rounds = [{name: [int(m) for m in tokens.split(",")]} for name, _, tokens in (w.partition(":") for w in words)]
-    found = [(name, m) for one in rounds for name, tokens in one.items() for m in tokens]
-    if odd := [name for name, _ in found if name not in LAYERS]:
-        raise SystemExit(f"--cells {odd[0]}: expected one of {', '.join(LAYERS)} and numbers of tokens")
+    if not words:
+        return [(name, m) for one in ROUNDS for name, tokens in one.items() for m in tokens]
+    found = []
+    for word in words:
+        name, _, tokens = word.partition(":")
+        if name not in LAYERS or not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", tokens):
+            raise SystemExit(f"--cells {word}: expected a layer and numbers of tokens; layers: {', '.join(LAYERS)}")
+        found += [(name, int(m)) for m in tokens.split(",")]
     return found
 
 

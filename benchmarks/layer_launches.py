@@ -18,16 +18,18 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
 
+from bench_layer_ways import LAYERS, parse_cells
 from w4afp8.kernels import sm90
-from w4afp8.measure import data
+from w4afp8.measure import cells, data
 from w4afp8.measure.about import about
-from w4afp8.measure.shapes import NAMED, Layer
 
 CELLS = ("EP8:512,4096", "TP8:1024,4096", "OSS:4096", "R1:1024,4096")
 DRAWS = 2
@@ -39,32 +41,19 @@ METRICS = {
 NAME = re.compile(r"::(\w+)_kernel|::(grouped_gemm)::kernel")
 
 
-def parse_cells(words: Iterable[str]) -> list[tuple[Layer, tuple[int, ...]]]:
-    """EP8:512,4096 -> the layer and its numbers of tokens.  Raises: SystemExit for another word."""
-    layers = {shape.layer.name: shape.layer for shape in NAMED.values() if shape.layer}
-    found = []
-    for word in words:
-        name, _, tokens = word.partition(":")
-        if name not in layers or not re.fullmatch(r"\d+(,\d+)*", tokens):
-            raise SystemExit(
-                f"--cells {word}: expected one of {', '.join(layers)} and numbers of tokens, as EP8:512,4096"
-            )
-        found.append((layers[name], tuple(map(int, tokens.split(",")))))
-    return found
-
-
-def run(cells: Iterable[tuple[Layer, tuple[int, ...]]]) -> None:
+def run(wanted: Iterable[tuple[str, int]]) -> None:
     """What Nsight Compute watches: every cell once to warm up, then a range named after it."""
     device, profiler = torch.device("cuda"), torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    for layer, tokens in cells:
+    for name, of_layer in groupby(wanted, key=itemgetter(0)):
+        layer = LAYERS[name]
         weights = [data.weight(gemm, device) for gemm in layer.gemms]
-        for m in tokens:
-            calls = data.layer_calls(layer, weights[0], weights[1], m)[:DRAWS]
+        for _, tokens in of_layer:
+            calls = data.layer_calls(layer, weights[0], weights[1], tokens)[:DRAWS]
             for call in calls:
                 sm90.fused_moe(call, one_launch=False)
             torch.cuda.synchronize()
             profiler.cudaProfilerStart()
-            torch.cuda.nvtx.range_push(f"{layer.name}:{m}")  # type: ignore[no-untyped-call]
+            torch.cuda.nvtx.range_push(f"{name}:{tokens}")  # type: ignore[no-untyped-call]
             for call in calls:
                 sm90.fused_moe(call, one_launch=False)
             torch.cuda.synchronize()
@@ -106,9 +95,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--watched", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    cells = parse_cells(options.cells)
+    wanted = parse_cells(options.cells)
     if options.watched:
-        run(cells)
+        run(wanted)
         return
     watch = "--clock-control none --cache-control none --profile-from-start off --nvtx --print-nvtx-rename kernel"
     command = [options.ncu, *watch.split(), "--metrics", ",".join(METRICS.values()), "--csv", "--page", "raw"]
@@ -122,8 +111,7 @@ def main() -> None:
         line = json.dumps({**record, **about()})
         print(line)
         if options.out:
-            with options.out.open("a") as file:
-                file.write(line + "\n")
+            cells.append(options.out, line)
 
 
 if __name__ == "__main__":

@@ -23,36 +23,34 @@ def problem(
     return x, ids, weights, packed, plain, begin
 
 
-def run(case, kernel, ids=None, static=False, limit=3.0):
-    """The layer by one kernel; limit, alpha, beta and factor as a model would set them."""
-    x, own_ids, weights, packed, _, begin = case
-    scales = [torch.tensor([s]).cuda() if static else None for s in (0.01, 0.02)]
+def options(case, static=False, limit=3.0):
+    """Limit, alpha, beta and factor as a model would set them; scales of the activations that hold for all, or none."""
+    scales = {"w13_input_scale": torch.tensor([0.01]), "w2_input_scale": torch.tensor([0.02])} if static else {}
+    numbers = {"swiglu_limit": limit, "swiglu_alpha": 1.2, "swiglu_beta": 0.5, "routed_scaling_factor": 2.5}
+    return {**scales, **numbers, "expert_begin": case[-1]}
+
+
+def on_gpu(case, static=False, limit=3.0, ids=None):
+    """The arguments of a call on the GPU, and what it names."""
+    x, own_ids, weights, packed, *_ = case
+    named = options(case, static, limit).items()
+    named = {key: value.cuda() if isinstance(value, torch.Tensor) else value for key, value in named}
     ids = own_ids if ids is None else ids
-    poisoned = torch.full_like(x.cuda(), float("nan"))
-    call = MoECall(
-        x.cuda(), ids.cuda(), weights.cuda(), *packed, *scales, limit, 1.2, 0.5, 2.5, expert_begin=begin, layout="sm90"
-    )
-    found = sm90.fused_moe(call, kernel, out=poisoned)
+    return (x.cuda(), ids.cuda(), weights.cuda(), *packed), {**named, "layout": "sm90"}
+
+
+def run(case, kernel, ids=None, static=False, limit=3.0):
+    """The layer by one kernel."""
+    arguments, named = on_gpu(case, static, limit, ids)
+    found = sm90.fused_moe(MoECall(*arguments, **named), kernel, out=torch.full_like(arguments[0], float("nan")))
     assert bool(found.isfinite().all()), "values left unwritten"
     return found
 
 
 def truth(case, static=False, limit=3.0):
     """The reference on the CPU."""
-    x, ids, weights, _, plain, begin = case
-    scales = {"w13_input_scale": torch.tensor([0.01]), "w2_input_scale": torch.tensor([0.02])} if static else {}
-    return OPS.fused_moe(
-        x,
-        ids,
-        weights,
-        *plain,
-        **scales,
-        swiglu_limit=limit,
-        swiglu_alpha=1.2,
-        swiglu_beta=0.5,
-        routed_scaling_factor=2.5,
-        expert_begin=begin,
-    )
+    x, ids, weights, _, plain, _ = case
+    return OPS.fused_moe(x, ids, weights, *plain, **options(case, static, limit))
 
 
 def close(found, expected):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from layer_problems import close, problem, run, truth
+from layer_problems import OPS, close, on_gpu, problem, run, truth
 
 from w4afp8.errors import KernelError
 from w4afp8.kernels import build, layers, schedules, sm90
@@ -47,6 +47,27 @@ def test_one_launch_is_the_reference(case, kernel, static):
     assert close(found, truth(made, static))
     for _ in range(3):
         assert torch.equal(found, run(made, kernel, ids=made[1].int(), static=static))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("static", [False, True], ids=["per token", "static"])
+@pytest.mark.parametrize(
+    ("tokens", "experts", "top_k", "begin", "routed"),
+    [
+        (1, 8, 2, 0, 8),
+        (9, 16, 4, 4, 32),
+        (300, 8, 3, 0, 8),
+        (700, 300, 8, 0, 300),
+        (1500, 8, 4, 8, 32),
+    ],
+)
+def test_the_way_that_the_op_chooses_is_the_reference(tokens, experts, top_k, begin, routed, static):
+    made = problem(tokens, experts, top_k, begin, routed, 256, 256, seed=tokens)
+    arguments, named = on_gpu(made, static)
+    found = OPS.fused_moe(*arguments, **named, routed_experts=routed)
+    assert close(found, truth(made, static))
+    arguments, named = on_gpu(made, static, ids=made[1].int())
+    assert torch.equal(found, OPS.fused_moe(*arguments, **named, routed_experts=routed))
 
 
 @pytest.mark.gpu

@@ -79,5 +79,6 @@ def test_every_layer_has_its_cells_once(script: ModuleType) -> None:
     found = script.parse_cells([])
     assert len(found) == len(set(found)) and set(found) == {(name, m) for name in script.LAYERS for m in TOKENS}
     assert script.parse_cells(["R1:1,8", "TP8:64"]) == [("R1", 1), ("R1", 8), ("TP8", 64)]
-    with pytest.raises(SystemExit, match="--cells R2: expected one of R1, EP8, TP8, OSS"):
-        script.parse_cells(["R2:1"])
+    for odd in ("R2:1", "R1", "R1:", "R1:8,", "R1:0", "R1:a"):
+        with pytest.raises(SystemExit, match=f"--cells {odd}: expected a layer and .*; layers: R1, EP8, TP8, OSS"):
+            script.parse_cells([odd])
