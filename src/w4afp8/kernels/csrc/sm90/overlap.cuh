@@ -16,6 +16,9 @@ __device__ __forceinline__ void wait_for_previous() {
 // Whether every block may wait for every other, so that all must run at once.
 enum class Residence { kAny, kTogether };
 
+// Host: null, or what went wrong.
+inline const char* message(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
+
 // Host: how many multiprocessors the current device has.
 inline cudaError_t multiprocessors(int* count) {
   int device = 0;

@@ -129,7 +129,7 @@ const char* launch(const Params& p, cudaStream_t stream) {
     if (wrong != nullptr) return wrong;
   }
   error = launch_overlapped<Residence::kAny, C::kCluster>(kernel<C>, blocks, C::kThreads, kShared, stream, args);
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return message(error);
 }
 
 }  // namespace w4afp8::grouped_gemm

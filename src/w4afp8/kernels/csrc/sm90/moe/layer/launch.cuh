@@ -44,7 +44,7 @@ const char* launch(const Layer& p, cudaStream_t stream) {
     args.few.down = reinterpret_cast<FewDown*>(bytes + rows + values);
   }
   error = launch_overlapped<Residence::kTogether>(kernel<C>, blocks, kThreads, kShared, stream, args);
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return message(error);
 }
 
 }  // namespace w4afp8::moe::layer
