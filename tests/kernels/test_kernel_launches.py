@@ -4,7 +4,7 @@ import pytest
 import torch
 from layer_problems import close, problem, run, truth
 
-from w4afp8.kernels import build, reference
+from w4afp8.kernels import build, layers, reference
 
 pytestmark = pytest.mark.gpu
 
@@ -26,6 +26,20 @@ def test_several_launches_are_the_reference(case, static):
     found = run(made, False, static=static)
     assert close(found, truth(made, static))
     assert torch.equal(found, run(made, False, ids=made[1].int(), static=static))
+
+
+def test_a_first_token_of_other_ranks_leaves_the_static_scale():
+    made = problem(*CASES["an eighth is here"])
+    made[1][0] = torch.arange(4)  # experts 8 to 11 are here
+    assert close(run(made, False, static=True), truth(made, static=True))
+
+
+@pytest.mark.parametrize("kernel", [*layers.ROWS, False], ids=lambda r: r.kernel if r else "several launches")
+def test_gates_beyond_what_exp_holds(kernel):
+    x, *rest = problem(5, 6, 2, 0, 6, 512, 256)
+    made = (x * 1000, *rest)
+    found, expected = run(made, kernel, limit=None), truth(made, limit=None)
+    assert expected.isfinite().all() and close(found, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)

@@ -107,7 +107,7 @@ def test_the_launcher_refuses_what_the_kernel_for_few_pairs_does_not_hold():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kernel", layers.ROWS, ids=lambda r: r.kernel)
+@pytest.mark.parametrize("kernel", [*layers.ROWS, False], ids=lambda r: r.kernel if r else "several launches")
 def test_types_and_no_limit(kernel):
     for dtype, scale_type in ((torch.float16, torch.bfloat16), (torch.bfloat16, torch.float32)):
         made = problem(5, 6, 2, 0, 6, 512, 256, dtype=dtype, scale_type=scale_type)

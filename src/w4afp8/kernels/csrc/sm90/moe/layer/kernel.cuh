@@ -74,10 +74,10 @@ __device__ void tend_few(const Arguments<C>& args, typename C::Smem& smem) {
   typename C::State& state = *args.state;
   uint32_t& blocks_done = state.signals[smem.set].blocks_done;
   find_rows(p, smem.plan, smem.few.rows);
+  ptx::barrier_arrive(&smem.few.rows_known);  // every lane has stored some of them, and says so itself
   __syncwarp();
   const bool first = threadIdx.x % 32 == 0;
   if (first) {
-    ptx::barrier_arrive(&smem.few.rows_known);
     add(&blocks_done);  // what this launch needs to know of the last one is read
   }
   if (tiles_are_few(p, smem.plan.runs)) {
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ar
       ptx::barrier_init(&smem.segment_full[i], 1);
       ptx::barrier_init(&smem.segment_empty[i], kSegmentReaders);
     }
-    if constexpr (C::kFew) ptx::barrier_init(&smem.few.rows_known, 1);
+    if constexpr (C::kFew) ptx::barrier_init(&smem.few.rows_known, 32);
     ptx::barrier_init_fence();
   }
   wait_for_previous();

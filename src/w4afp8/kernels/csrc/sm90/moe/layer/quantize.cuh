@@ -120,8 +120,8 @@ __device__ __forceinline__ void quantize_run(const Layer& p, const Segment& s, c
       const int piece = first + 4 * i, row = piece / groups, place = s.block8 * 8 + row;
       if (piece >= pieces) break;
       const float real = fixed != nullptr ? scale[i] : __fdiv_rn(fmaxf(scale[i], kSmallestAmax), kLargest);
-      const Divisor divide(real);
-      const float2 low = {divide(x[i].x), divide(x[i].y)}, high = {divide(x[i].z), divide(x[i].w)};
+      const Reciprocal inverse(real);
+      const float2 low = {inverse(x[i].x), inverse(x[i].y)}, high = {inverse(x[i].z), inverse(x[i].w)};
       const uint32_t bytes = __nv_cvt_float2_to_fp8x2(low, __NV_SATFINITE, __NV_E4M3) |
                              uint32_t{__nv_cvt_float2_to_fp8x2(high, __NV_SATFINITE, __NV_E4M3)} << 16;
       const bool begins = lane == 0 && piece % groups == 0;

@@ -39,9 +39,9 @@ __device__ __forceinline__ void requantize_tile(const Layer& p, const Segment& s
       const float right = fmaxf(__uint_as_float(most[i].z), __uint_as_float(most[i].w));
       const float all = warp_max_from_zero(fmaxf(left, right));
       const float scale = fixed != nullptr ? *fixed : __fdiv_rn(fmaxf(all, kSmallestAmax), kLargest);
-      const Divisor divide(scale);
-      const float2 low = {divide(__uint_as_float(x[i].x)), divide(__uint_as_float(x[i].y))};
-      const float2 high = {divide(__uint_as_float(x[i].z)), divide(__uint_as_float(x[i].w))};
+      const Reciprocal inverse(scale);
+      const float2 low = {inverse(__uint_as_float(x[i].x)), inverse(__uint_as_float(x[i].y))};
+      const float2 high = {inverse(__uint_as_float(x[i].z)), inverse(__uint_as_float(x[i].w))};
       leave_word(&few[row + i].activated[s.row_tile * 32 + lane],
                  __nv_cvt_float2_to_fp8x2(low, __NV_SATFINITE, __NV_E4M3) |
                      uint32_t{__nv_cvt_float2_to_fp8x2(high, __NV_SATFINITE, __NV_E4M3)} << 16);
