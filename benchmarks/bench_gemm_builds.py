@@ -8,15 +8,17 @@
 
 Each build is served by a process of its own, all with this checkout's Python.  A cell's likely schedules (of each
 family of kernels up to --most that the cost model puts near its best, and the tuned one) are compared with float64,
-looked at, and the fastest with and without clusters timed in full, build after build and then in the reverse order, so
-that a warmer card favours none.  What is faster by less than the difference of a build's own two times is noise.
+looked at, and the fastest with and without clusters, if they are near each other, timed in turns: build after build,
+the peer, then all in the reverse order, so that a warmer card favours none.  The median of the turns counts: at its
+power limit a card drops its clocks for tenths of a second now and then, which a single measurement cannot tell from a
+slower kernel.  What is faster by less than a build's own times differ is noise.
 
 `--cells all`: every named GEMM at every number of tokens, in three rounds of which each has all GEMMs and every
 regime, so that a run that ends early is a sample; weights stay in memory for the next round.  `--codes 7`: weights
 without a code -8, for which a peer may have other kernels.
 
 One JSON line a cell and build, as `w4afp8 bench gemm --out` writes them, with `build`, `codes`, `plain_us`,
-`cluster_us` and `twice_us` beside.  A cell that stands in FILE already is not measured again; after --limit-s no
+`cluster_us` and `turns_us` beside.  A cell that stands in FILE already is not measured again; after --limit-s no
 further cell is begun.  A cell that fails or hangs is said, its processes are started anew, the next cell is measured.
 """
 
@@ -48,6 +50,8 @@ from w4afp8.measure.stand import spelled
 from worker import CellError, Worker
 
 NEAR, MOST = 1.4, 6  # of the cheapest by the cost model; so many rows of a family
+CLOSE = 1.05  # of the fastest look: is timed, too
+TURNS = 4
 ROUNDS = ((64, 1024, 1, 4096), (256, 16, 2048, 8), (512, 128, 32, 8192))  # of `--cells all`
 
 
@@ -76,6 +80,12 @@ def fastest(looks: dict[str, float], cluster: bool) -> str | None:
     return min(mine, key=lambda name: mine[name]) if mine else None
 
 
+def contenders(looks: dict[str, float]) -> dict[str, str | None]:
+    """The fastest without clusters and with, of those the ones worth timing."""
+    found = {"plain": fastest(looks, False), "cluster": fastest(looks, True)}
+    return {kind: row if row and looks[row] <= CLOSE * min(looks.values()) else None for kind, row in found.items()}
+
+
 def measure(
     workers: Sequence[Worker],
     name: str,
@@ -93,36 +103,42 @@ def measure(
         return
     rows = [spelled(row) for row in rows_of(GEMMS[name], round(about["rows"]))]
     looks = {worker.name: worker.ask("look", rows) for worker in workers}
-    chosen = {w.name: [fastest(looks[w.name]["right"], kind) for kind in (False, True)] for w in workers}
-    times: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for order in (workers, workers[::-1]):
-        for worker in order:
-            for row in filter(None, chosen[worker.name]):
-                times.setdefault((worker.name, row), []).append(tuple(worker.ask("time", row)))
-    beside, failed = None, None
-    try:
-        beside = workers[0].ask("peer", peer, tokens) if peer else None
-    except CellError as error:  # what we measured stands
-        failed = error
+    chosen = {w.name: contenders(looks[w.name]["right"]) for w in workers}
+    asked = [(worker, "time", (row,)) for worker in workers for row in filter(None, chosen[worker.name].values())]
+    if peer:
+        asked.append((workers[0], "peer", (peer, tokens)))
+    times: dict[tuple[Any, ...], list[Any]] = {}
+    failed = None
+    for turn in range(TURNS):
+        for worker, what, words in asked[:: -1 if turn % 2 else 1]:
+            if what == "peer" and failed:
+                continue
+            try:
+                times.setdefault((worker.name, what, *words), []).append(worker.ask(what, *words))
+            except CellError as error:
+                if what != "peer":
+                    raise
+                failed = error  # what we measured stands
+    theirs = [found for found in times.pop((workers[0].name, "peer", peer, tokens), []) if found]
+    beside = PeerTime(**{**theirs[0], "us": statistics.median(t["us"] for t in theirs)}) if theirs else None
     work = Work(about["bytes"], about["flops"])
     for worker in workers:
-        mine = {row: found for (who, row), found in times.items() if who == worker.name}
+        mine = {row: found for (who, _, row), found in times.items() if who == worker.name}
         if not mine:
             print(f"{name} M={tokens} {worker.name}: no schedule is right: {looks[worker.name]['wrong']}")
             continue
-        us = {row: statistics.mean(t for t, _ in found) for row, found in mine.items()}
+        us = {row: statistics.median(t for t, _ in found) for row, found in mine.items()}
         best = min(us, key=lambda row: us[row])
         cell = Cell(
             "gemm", name, tokens, about["rows"], about["hit"], work.bytes, work.flops, work.floor_us(machine),
-            work.bound(machine), machine.read_us(work.bytes), us[best], max(s for _, s in mine[best]), best,
-            PeerTime(**beside) if beside else None,
+            work.bound(machine), machine.read_us(work.bytes), us[best], max(s for _, s in mine[best]), best, beside,
         )  # fmt: skip
-        plain, cluster = chosen[worker.name]
+        plain, cluster = chosen[worker.name].values()
         wrong = {row: why for row, why in looks[worker.name]["wrong"].items() if "was compiled" not in why}
         yield worker.name, cell, {
             "codes": f"{least}..7",
             "plain": plain, "plain_us": us.get(plain or ""), "cluster": cluster, "cluster_us": us.get(cluster or ""),
-            "twice_us": [t for t, _ in mine[best]], "looks": looks[worker.name]["right"], "wrong": wrong,
+            "turns_us": [t for t, _ in mine[best]], "looks": looks[worker.name]["right"], "wrong": wrong,
         }  # fmt: skip
     if failed:
         raise failed

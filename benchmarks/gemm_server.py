@@ -29,6 +29,7 @@ from worker import serve
 
 GEMMS = {gemm.name: gemm for shape in NAMED.values() for gemm in shape.gemms}
 LOOK_REPLAYS = 4
+TURN_REPLAYS = 7
 ROOM_BYTES = 64e9  # with less free memory, other GEMMs' weights go before new ones are made
 SERVE = (sys.executable, __file__)
 
@@ -93,14 +94,14 @@ class Server:
         """Microseconds and spread of one schedule."""
         return self._time({spelled(row): row for row in schedules.ROWS}[name])
 
-    def _time(self, row: Schedule, replays: int = 15) -> tuple[float, float]:
+    def _time(self, row: Schedule, replays: int = TURN_REPLAYS) -> tuple[float, float]:
         return tuple(self.on.time([partial(self.on.gemm, call, row, None) for call in self.calls], replays=replays))
 
     def peer(self, name: str, tokens: int) -> dict[str, Any] | None:
         """The peer's time of this cell."""
         if self.gemm not in self.theirs:
             self.theirs[self.gemm] = get_peer(name).gemm(self.gemm, len(self.weights[self.gemm]))
-        found = self.theirs[self.gemm].time(tokens, self.drawn, self.on.time)
+        found = self.theirs[self.gemm].time(tokens, self.drawn, partial(self.on.time, replays=TURN_REPLAYS))
         return found and {key: getattr(found, key) for key in PeerTime.__dataclass_fields__}
 
     def machine(self) -> dict[str, Any]:

@@ -161,3 +161,32 @@ def test_the_quantizer_equals_the_reference_byte_for_byte(mode, dtype, shape):
     on_cpu = reference.quantize_fp8(x.cpu(), mode, scale.cpu() if scale is not None else None)
     assert torch.equal(s.cpu(), on_cpu[1])
     assert torch.equal(q.cpu().view(torch.uint8), on_cpu[0].view(torch.uint8))
+
+
+@pytest.mark.parametrize("ready", [False, True], ids=["weights may be under way", "weights are ready"])
+@pytest.mark.parametrize("row", schedules.ROWS, ids=lambda r: f"{r.kernel}-{r.split_groups}")
+def test_offsets_that_arrive_when_they_are_planned_already(row, ready):
+    """The launch that writes them lets the GEMM begin at once, which finds another routing's, or nonsense."""
+    tokens, experts, cols = 6, 12, 1024
+    made = make([1] * experts, 448, cols, scale_type=SCALES[row.weight_scales][0])
+    weight, scale = reference.prepack(made.weight.cuda(), made.weight_scale.cuda())
+    wide = torch.randn(tokens, cols, device="cuda", dtype=torch.bfloat16)
+    x, x_scale = (
+        torch.empty((tokens, cols), dtype=torch.float8_e4m3fn, device="cuda"),
+        torch.empty(tokens, device="cuda"),
+    )
+    rows, offsets = (torch.empty(n, dtype=torch.int32, device="cuda") for n in (tokens, experts + 1))
+    by_group = torch.rand((tokens, cols // 128), device="cuda")
+    stale = [0] * 6 + [6] * 7, [6] * 13, [-5, 99] * 6 + [2**31 - 1], [*range(7), *[6] * 6]
+    for turn, before in enumerate(stale):
+        ids = (torch.arange(tokens, dtype=torch.int32) * (turn + 3) % experts)[:, None].cuda()
+        offsets.copy_(torch.tensor(before, dtype=torch.int32))
+        torch.cuda.synchronize()
+        torch.ops.w4afp8_sm90.route_quantize(wide, None, ids, 0, x, x_scale, rows, offsets)
+        used = by_group if row.group_scale else x_scale
+        call = GemmCall(x, used, weight, scale, offsets, torch.bfloat16, "sm90", ready)
+        found = sm90.grouped_gemm(call, row)
+        torch.cuda.synchronize()
+        expected = reference.grouped_gemm(call)
+        assert offsets.tolist() != before and relative_error(found.cpu(), expected.cpu().double()) < 4e-3
+        assert torch.equal(found, sm90.grouped_gemm(call, row))

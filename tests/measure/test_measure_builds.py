@@ -80,13 +80,14 @@ def small(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_builds_are_compared_row_by_row(small: ModuleType, name: str, least: int) -> None:
     best = small.likely(GEMMS[name], 64)[0].kernel
     old = Clock(price=lambda kernel: 30.0 if kernel == best else 40.0)
-    new = Clock(price=lambda kernel: {best: 1.0, PAIR: 10.0}.get(kernel, 20.0))
+    new = Clock(price=lambda kernel: {best: 1.0, PAIR: 10.0}.get(kernel, 10.4))
     new.spoils = lambda row, out: out.mul_(1.1) if row.kernel == best else None
     workers = [in_process(small, "old", old), in_process(small, "new", new)]
     found = {w: (cell, beside) for w, cell, beside in small.measure(workers, name, 64, MACHINE, None, least=least)}
     assert (found["old"][0].schedule.partition("/")[0], found["old"][0].us) == (best, 30.0)
     cell, beside = found["new"]
-    assert (cell.schedule, cell.us, beside["plain_us"], beside["cluster_us"]) == (f"{PAIR}/0", 10.0, 20.0, 10.0)
+    assert (cell.schedule, cell.us, beside["plain_us"], beside["cluster_us"]) == (f"{PAIR}/0", 10.0, 10.4, 10.0)
+    assert beside["turns_us"] == [10.0] * small.TURNS and found["old"][1]["cluster"] is None  # far slower: not timed
     assert {row.partition("/")[0] for row in beside["wrong"]} == {best} and not set(beside["wrong"]) & set(
         beside["looks"]
     )

@@ -17,6 +17,9 @@ class GemmCall(NamedTuple):
     Shapes: x float8_e4m3fn [T, K]; x_scale float32 [1], [T] or [T, K/128]; weight [E, N, K/2] (canonical) or
     [E, N/64, K/128, 4096] (sm90) with its scales; expert_offsets int32 or int64 [E + 1], from 0 to T, never falling,
     None for one weight that takes every row.
+
+    `weights_ready` promises that no kernel still under way writes the weight or its scales, as while a model serves:
+    the GPU's kernel then loads the first of them before the kernel before it has ended.
     """
 
     x: Tensor
@@ -26,10 +29,11 @@ class GemmCall(NamedTuple):
     expert_offsets: Tensor | None
     out_dtype: torch.dtype
     layout: str = "canonical"
+    weights_ready: bool = False
 
 
 class LinearCall(NamedTuple):
-    """x [T, K] times one weight, canonical [N, K/2] or sm90 [N/64, K/128, 4096] -> [T, N]."""
+    """x [T, K] times one weight, canonical [N, K/2] or sm90 [N/64, K/128, 4096] -> [T, N]; otherwise as GemmCall."""
 
     x: Tensor
     x_scale: Tensor
@@ -37,11 +41,12 @@ class LinearCall(NamedTuple):
     weight_scale: Tensor
     out_dtype: torch.dtype
     layout: str = "canonical"
+    weights_ready: bool = False
 
     def grouped(self) -> GemmCall:
         """The same as a grouped GEMM of one expert."""
         weight, scale = self.weight[None], self.weight_scale[None]
-        return GemmCall(self.x, self.x_scale, weight, scale, None, self.out_dtype, self.layout)
+        return GemmCall(self.x, self.x_scale, weight, scale, None, self.out_dtype, self.layout, self.weights_ready)
 
 
 class MoECall(NamedTuple):

@@ -163,12 +163,13 @@ SCHEMAS: tuple[tuple[str, Callable[..., object], Callable[..., object]], ...] = 
     (f"unprepack({WEIGHT}) -> (Tensor, Tensor)", unprepack, _fake_unprepack),
     (
         f"grouped_gemm(Tensor x, Tensor x_scale, {WEIGHT}, Tensor expert_offsets, ScalarType out_dtype, "
-        'str layout="canonical") -> Tensor',
+        'str layout="canonical", bool weights_ready=False) -> Tensor',
         _spread(GemmCall, grouped_gemm),
         _spread(GemmCall, _fake_grouped_gemm),
     ),
     (
-        f'linear(Tensor x, Tensor x_scale, {WEIGHT}, ScalarType out_dtype, str layout="canonical") -> Tensor',
+        f"linear(Tensor x, Tensor x_scale, {WEIGHT}, ScalarType out_dtype, "
+        'str layout="canonical", bool weights_ready=False) -> Tensor',
         _spread(LinearCall, linear),
         _spread(LinearCall, _fake_linear),
     ),

@@ -97,7 +97,7 @@ def grouped_gemm(call: GemmCall) -> Tensor:
 
     One slice of one expert is dequantized at a time.  Raises: KernelError for offsets that fall or miss a row.
     """
-    x, x_scale, weight, weight_scale, expert_offsets, out_dtype, layout = call
+    x, x_scale, weight, weight_scale, expert_offsets, out_dtype, layout, _ = call
     offsets = [0, len(x)] if expert_offsets is None else offset_values(expert_offsets, len(x))
     rows_a_block = 1 if layout == "canonical" else sm90.TILE_ROWS
     step = ROWS_AT_ONCE // rows_a_block

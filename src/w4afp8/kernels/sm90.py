@@ -52,7 +52,7 @@ def grouped_gemm(
     `out` [T, N] is written instead of a new tensor: tests and tuning poison it first.
     """
     checks.require(build.load(), "device", torch.cuda.get_device_name(), "an SM90 GPU and compiled kernels")
-    x, x_scale, weight, weight_scale, offsets, out_dtype, _ = call
+    x, x_scale, weight, weight_scale, offsets, out_dtype, _, weights_ready = call
     experts, row_blocks, *_ = weight.shape
     if out is None:
         out = torch.empty((len(x), row_blocks * TILE_ROWS), dtype=out_dtype, device=x.device)
@@ -70,7 +70,8 @@ def grouped_gemm(
     )
     with torch.cuda.device(x.device):
         row = schedule or schedules.choose(problem)
-        torch.ops.w4afp8_sm90.grouped_gemm(x, x_scale, weight, weight_scale, offsets, out, row.kernel, row.split_groups)
+        tensors = x, x_scale, weight, weight_scale, offsets, out
+        torch.ops.w4afp8_sm90.grouped_gemm(*tensors, weights_ready, row.kernel, row.split_groups)
     return out
 
 
@@ -149,7 +150,9 @@ def _several_launches(call: MoECall, layer: layers.Layer, out: Tensor) -> Tensor
         return torch.empty(shape, dtype=dtype, device=x.device)
 
     def gemm(q: Tensor, scale: Tensor, w: Tensor, w_scale: Tensor) -> Tensor:
-        return grouped_gemm(GemmCall(q, scale, w, w_scale, offsets, x.dtype, "sm90"), expected_rows=layer.likely)
+        # Whatever wrote the weights has ended: the launch before this one has waited for it.
+        call = GemmCall(q, scale, w, w_scale, offsets, x.dtype, "sm90", weights_ready=True)
+        return grouped_gemm(call, expected_rows=layer.likely)
 
     q, scale = empty(pairs, hidden, dtype=FP8), empty(pairs if call.w13_input_scale is None else 1)
     rows, offsets = empty(pairs, dtype=torch.int32), empty(layer.experts + 1, dtype=torch.int32)

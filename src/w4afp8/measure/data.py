@@ -94,7 +94,10 @@ def weights(gemm: Gemm, device: torch.device) -> list[Weight]:
 
 
 def gemm_calls(weights: list[Weight], routings: list[Routing], cols: int) -> list[GemmCall]:
-    """One call per routing or weight, whichever are more; e4m3 with a scale per token, dense as `linear` calls it."""
+    """One call per routing or weight, whichever are more; e4m3 with a scale per token, dense as `linear` calls it.
+
+    The weights are ready, as in serving.
+    """
     device = weights[0].codes.device
     inputs = []
     for routing in routings:
@@ -103,7 +106,7 @@ def gemm_calls(weights: list[Weight], routings: list[Routing], cols: int) -> lis
     calls = []
     for i in range(max(len(inputs), len(weights))):
         (x, scale, offsets), w = inputs[i % len(inputs)], weights[i % len(weights)]
-        calls.append(GemmCall(x, scale, w.codes, w.scale, offsets, torch.bfloat16, "sm90"))
+        calls.append(GemmCall(x, scale, w.codes, w.scale, offsets, torch.bfloat16, "sm90", weights_ready=True))
     return calls
 
 

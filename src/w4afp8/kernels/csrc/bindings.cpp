@@ -34,7 +34,8 @@ w4afp8::grouped_gemm::OutType out_type(const Tensor& out) {
 }
 
 void grouped_gemm(const Tensor& x, const Tensor& x_scale, const Tensor& weight, const Tensor& weight_scale,
-                  const std::optional<Tensor>& offsets, const Tensor& out, std::string schedule, int64_t split_groups) {
+                  const std::optional<Tensor>& offsets, const Tensor& out, bool weights_ready, std::string schedule,
+                  int64_t split_groups) {
   w4afp8::grouped_gemm::Params p{};
   p.x = x.data_ptr();
   p.x_scale = static_cast<const float*>(x_scale.data_ptr());
@@ -53,6 +54,7 @@ void grouped_gemm(const Tensor& x, const Tensor& x_scale, const Tensor& weight, 
   p.x_scale_stride = x_scale.numel() == 1 ? 0 : 1;
   p.weight_scale_float = weight_scale.scalar_type() == ScalarType::Float;
   p.out_type = out_type(out);
+  p.weights_ready = weights_ready;
   p.split_groups = static_cast<int>(split_groups);
   require_ok("grouped_gemm", w4afp8::grouped_gemm::run(schedule.c_str(), p, current_stream(x)));
 }
@@ -181,7 +183,7 @@ void fused_layer(const Tensor& x, const Tensor& topk_ids, const Tensor& weights,
 STABLE_TORCH_LIBRARY(w4afp8_sm90, m) {
   m.def(
       "grouped_gemm(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, Tensor? offsets, Tensor(a!) out, "
-      "str schedule, int split_groups) -> ()");
+      "bool weights_ready, str schedule, int split_groups) -> ()");
   m.def("quantize(Tensor x, Tensor? static_scale, Tensor(a!) q, Tensor(b!) scale, int mode) -> ()");
   m.def(
       "route_quantize(Tensor x, Tensor? static_scale, Tensor topk_ids, int expert_begin, Tensor(a!) q, "

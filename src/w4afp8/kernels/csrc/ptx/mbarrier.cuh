@@ -39,6 +39,16 @@ __device__ __forceinline__ void barrier_expect(uint64_t* barrier, uint32_t bytes
                : "memory");
 }
 
+// Bytes that are on their way already, without the arrival: the phase ends with that and with all bytes.
+__device__ __forceinline__ void barrier_expect_early(uint64_t* barrier, uint32_t bytes) {
+  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+}
+
+__device__ __forceinline__ void barrier_end(uint64_t* barrier) {
+  asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
 // All threads of the warp that come here come together: the branches are declared uniform, so that what depends on them
 // stays in uniform registers.
 __device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity) {

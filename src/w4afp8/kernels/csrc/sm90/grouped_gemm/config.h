@@ -10,7 +10,7 @@ constexpr int kTileBytes = 4096;     // codes of one tile
 constexpr int kMostCounts = 3;       // token counts of one kernel
 constexpr int kManyTokens = 96;      // from here on results leave by the copy engine
 constexpr int kStoreTokens = 24;     // of a copy, while so many are left to a warp
-constexpr int kEarlyStages = 2;      // of weights asked for before the kernel before has ended
+constexpr int kEarlyStages = 2;      // of weights that may be written yet: fetched into L2 before the kernel before has ended
 constexpr int kMaxExperts = 512;     // what the plan in shared memory holds
 constexpr int kSearched = 8;         // experts that a walk looks at together
 constexpr int kSegments = 4;         // planned ahead of the consumers
@@ -88,7 +88,7 @@ struct Config : S {
   static constexpr int kThreads = 128 * (kConsumers + 1);   // the last warpgroup plans and loads
   // Registers a thread: the block starts with an equal share, the loading warpgroup gives most of its own away.
   static constexpr int kShare = 65536 / (kThreads * kRoom) / 8 * 8;
-  static constexpr bool kMovesRegisters = kMaxTokens > 8 || kRoom > 1;
+  static constexpr bool kMovesRegisters = true;
   static constexpr int kLoaderRegisters = kConsumers > 3 ? 32 : 40;
   static constexpr int kConsumerRegisters = (kShare * (kConsumers + 1) - kLoaderRegisters) / kConsumers / 8 * 8;
   static constexpr int kScaleSlots = 2;                     // tiles whose token scales are here or on their way
@@ -108,6 +108,7 @@ struct Config : S {
     ExpertPlan plan;
     Segment segment[kSegments];
     uint64_t segment_full[kSegments], segment_empty[kSegments];
+    int planned, loaded;                             // segments, and stages of weights, while the kernel before runs
     uint64_t peer_free[kCluster > 1 ? kStages : 1];  // has the other block of the cluster left this stage?
   };
   static_assert(kStageGroups == 1 || kStageGroups == 2, "the consumer alternates between two sets of registers");

@@ -16,35 +16,95 @@
 
 namespace w4afp8::grouped_gemm {
 
-// One thread: asks for the first weights of a segment, into L2 and no farther.  It may do so while the kernel before
-// still runs, whoever wrote the weights.
+// Bytes of weights in a stage.
 template <class C>
-__device__ void prefetch_weights(const Arguments& args, const Segment& s) {
+__device__ __forceinline__ int weight_bytes(const Params& p) {
+  return C::kStageGroups * C::kConsumers * (kTileBytes + kTileRows * (p.weight_scale_float ? 4 : 2));
+}
+
+// One thread: the weights of a stage, two copies.  Row blocks beyond the expert's last are filled with zeros.
+template <class C>
+__device__ __forceinline__ void copy_weights(const Arguments& args, typename C::Smem& smem, const Segment& s, int group,
+                                             int stage) {
   const int first_block = s.row_tile * C::kConsumers;
-  const int end = s.first_group + min(s.groups, kEarlyStages * C::kStageGroups);
-#pragma unroll 1
-  for (int g = s.first_group; g < end; g += C::kStageGroups) {
-    ptx::prefetch_box(&args.codes_map, 0, g * 32, first_block, s.expert);
-    ptx::prefetch_box(&args.scale_map, g * kTileRows, first_block, s.expert);
+  const uint64_t policy = s.shared ? ptx::kEvictNormal : ptx::kEvictFirst;
+  uint64_t* full = &smem.full[stage];
+  ptx::copy_box(smem.codes[stage], &args.codes_map, 0, group * 32, first_block, s.expert, full, policy);
+  ptx::copy_box(smem.scale[stage].bytes, &args.scale_map, group * kTileRows, first_block, s.expert, full, policy);
+}
+
+template <class C>
+__device__ __forceinline__ void copy_x(const Arguments& args, typename C::Smem& smem, const Segment& s, int group,
+                                       int stage) {
+  ptx::copy_box(smem.x[stage], &args.x_map[C::Tokens::index(s.tokens)], 0, s.first_row, group, &smem.full[stage],
+                ptx::kEvictNormal);
+}
+
+// One thread, while the kernel before still runs: plans the first segments, and asks for their weights, for as many stages
+// as there are.  Where that kernel may write them, a few come into L2 and no farther.
+template <class C>
+__device__ void begin_early(const Arguments& args, typename C::Smem& smem) {
+  const bool ready = args.p.weights_ready;
+  const int stages = ready ? C::kStages : kEarlyStages;
+  int stage = 0;
+  plan_early<C>(args.p, smem, 0, [&](const Segment& s) {
+    for (int g = s.first_group; g < s.first_group + s.groups && stage < stages; g += C::kStageGroups, ++stage) {
+      if (ready) {
+        ptx::barrier_expect_early(&smem.full[stage], weight_bytes<C>(args.p));
+        copy_weights<C>(args, smem, s, g, stage);
+      } else {
+        ptx::prefetch_box(&args.codes_map, 0, g * 32, s.row_tile * C::kConsumers, s.expert);
+        ptx::prefetch_box(&args.scale_map, g * kTileRows, s.row_tile * C::kConsumers, s.expert);
+      }
+    }
+  });
+  smem.loaded = ready ? stage : 0;
+}
+
+// One thread, when that kernel has ended: the x that belongs to them.  Blocks of a cluster, which send each other x, first
+// have to agree on what they work on.
+template <class C>
+__device__ void follow_early(const Arguments& args, typename C::Smem& smem) {
+  if (C::kCluster > 1) return;
+  int stage = 0;
+  for (int i = 0; stage < smem.loaded; ++i) {
+    const Segment s = smem.segment[i];
+    for (int g = s.first_group; g < s.first_group + s.groups && stage < smem.loaded; g += C::kStageGroups, ++stage) {
+      ptx::barrier_expect(&smem.full[stage], C::kStageGroups * C::Tokens::count(s.tokens) * kTileCols);
+      copy_x<C>(args, smem, s, g, stage);
+    }
   }
 }
 
-// One thread: keeps the ring full, three copies a stage.  Row blocks beyond the expert's last are filled with zeros.
+// One thread: what was planned is not what is to be done.  Waits for what it asked for, and plans anew.
 template <class C>
-__device__ void produce(const Arguments& args, typename C::Smem& smem, bool waits_late) {
+__device__ void begin_again(const Params& p, typename C::Smem& smem) {
+  for (int stage = 0; stage < smem.loaded; ++stage) {
+    if (C::kCluster > 1) ptx::barrier_arrive(&smem.full[stage]);
+    ptx::barrier_wait(&smem.full[stage], 0);
+    ptx::barrier_end(&smem.full[stage]);
+    ptx::barrier_init(&smem.full[stage], 1);
+  }
+  ptx::barrier_init_fence();
+  smem.loaded = 0;
+  plan_early<C>(p, smem, smem.planned, [](const Segment&) {});
+}
+
+// One thread: keeps the ring full, three copies a stage, one where the weights are under way.
+template <class C>
+__device__ void produce(const Arguments& args, typename C::Smem& smem) {
   const Params& p = args.p;
   Ring<kSegments> segments;
-  Segment s = next_segment<false>(smem, segments);
-  if (waits_late) {
-    prefetch_weights<C>(args, s);
-    wait_for_previous();
-  }
-  const int weight_bytes = C::kConsumers * (kTileBytes + kTileRows * (p.weight_scale_float ? 4 : 2));
   const int rank = Team<C::kCluster>::rank();
   const bool token_scales = p.x_scale_stride == 1 && !C::kGroupScale;
   Ring<C::kStages> ring;
   Ring<C::kScaleSlots> tile;
-  for (; s.groups > 0; s = next_segment<false>(smem, segments)) {
+  int loaded = smem.loaded;
+  if (p.offsets == nullptr) {
+    wait_for_previous();
+    follow_early<C>(args, smem);
+  }
+  for (Segment s = next_segment<false>(smem, segments); s.groups > 0; s = next_segment<false>(smem, segments)) {
     if (token_scales && s.owner) {
       ptx::barrier_wait(&smem.scales_empty[tile.stage], tile.phase ^ 1);
       ptx::barrier_expect(&smem.scales_full[tile.stage], C::kScaleBox * 4);
@@ -52,25 +112,23 @@ __device__ void produce(const Arguments& args, typename C::Smem& smem, bool wait
                     ptx::kEvictNormal);  // copies begin at multiples of 16 bytes
       tile.advance();
     }
-    const CUtensorMap* x_map = &args.x_map[C::Tokens::index(s.tokens)];
     const int x_bytes = C::Tokens::count(s.tokens) * kTileCols;
-    const int bytes = C::kStageGroups * (weight_bytes + x_bytes);
-    const int first_block = s.row_tile * C::kConsumers;
-    const uint64_t policy = s.shared ? ptx::kEvictNormal : ptx::kEvictFirst;
 #pragma unroll 1
     for (int g = s.first_group; g < s.first_group + s.groups; g += C::kStageGroups, ring.advance()) {
+      const bool early = loaded > 0;
+      if (early) --loaded;
+      if (early && C::kCluster == 1) continue;
       uint64_t* full = &smem.full[ring.stage];
       ptx::barrier_wait(&smem.empty[ring.stage], ring.phase ^ 1);
-      ptx::barrier_expect(full, bytes);
+      ptx::barrier_expect(full, C::kStageGroups * x_bytes + (early ? 0 : weight_bytes<C>(p)));
       if constexpr (C::kCluster > 1) ptx::barrier_arrive_at(&smem.peer_free[ring.stage], rank ^ 1);
-      ptx::copy_box(smem.codes[ring.stage], &args.codes_map, 0, g * 32, first_block, s.expert, full, policy);
-      ptx::copy_box(smem.scale[ring.stage].bytes, &args.scale_map, g * kTileRows, first_block, s.expert, full, policy);
+      if (!early) copy_weights<C>(args, smem, s, g, ring.stage);
       if constexpr (C::kCluster == 1) {
-        ptx::copy_box(smem.x[ring.stage], x_map, 0, s.first_row, g, full, ptx::kEvictNormal);
+        copy_x<C>(args, smem, s, g, ring.stage);
       } else {  // one group of the stage for both blocks; the other block sends the other group
         ptx::barrier_wait(&smem.peer_free[ring.stage], ring.phase);
-        ptx::copy_box_to_all(smem.x[ring.stage] + rank * x_bytes, x_map, 0, s.first_row, g + rank, full,
-                             (1 << C::kCluster) - 1, ptx::kEvictNormal);
+        ptx::copy_box_to_all(smem.x[ring.stage] + rank * x_bytes, &args.x_map[C::Tokens::index(s.tokens)], 0,
+                             s.first_row, g + rank, full, (1 << C::kCluster) - 1, ptx::kEvictNormal);
       }
     }
     if (s.last) break;
@@ -154,19 +212,33 @@ __global__ void __launch_bounds__(C::kThreads, C::kRoom) kernel(const __grid_con
     ptx::barrier_init_fence();
   }
   if constexpr (C::kCluster > 1) ptx::cluster_barrier();  // the other block's barriers are there to be arrived at
-  // Without offsets nothing that a kernel before wrote is needed to know what to do, nor to ask for the weights.
-  const bool waits_late = args.p.offsets == nullptr;
-  if (!waits_late) wait_for_previous();
+  // What the kernel before writes is not needed to plan, but for offsets, and those are most likely there: the kernel
+  // before the last one wrote them.  What they say now is planned, and looked at again.
   const int row_tiles = divide_up(args.p.rows, kTileRows * C::kConsumers * C::kCluster);
-  make_plan<C::kThreads>(args.p, row_tiles, C::kMaxTokens, smem.plan);
+  const Offsets<C::kThreads> early(args.p);
+  make_plan<C::kThreads>(args.p, early, row_tiles, C::kMaxTokens, smem.plan);
+  const bool loads = threadIdx.x == 128 * C::kConsumers;
+  if (loads) begin_early<C>(args, smem);
+  bool changed = false;
+  if (args.p.offsets != nullptr) {
+    wait_for_previous();
+    const Offsets<C::kThreads> now(args.p);
+    if (loads) follow_early<C>(args, smem);
+    changed = now.differ(early);
+  }
+  if (__syncthreads_or(changed)) {
+    make_plan<C::kThreads>(args.p, Offsets<C::kThreads>(args.p), row_tiles, C::kMaxTokens, smem.plan);
+    if (loads) begin_again<C>(args.p, smem);
+    __syncthreads();
+  }
 
   if (warp >= 4 * C::kConsumers) {
     if constexpr (C::kMovesRegisters) ptx::registers_give<C::kLoaderRegisters>();
-    if (warp == 4 * C::kConsumers && ptx::elect_one()) produce<C>(args, smem, waits_late);
+    if (warp == 4 * C::kConsumers && ptx::elect_one()) produce<C>(args, smem);
     if (warp == 4 * C::kConsumers + 1 && ptx::elect_one()) plan_segments<C>(args.p, smem);
   } else {
     if constexpr (C::kMovesRegisters) ptx::registers_take<C::kConsumerRegisters>();
-    wait_for_previous();  // done already, unless this block waits late
+    wait_for_previous();  // for whoever reads what is written here, too
     const Place at = find_place<C>(smem, args.p.weight_scale_float);
     Pipeline<C> pipe;
     Ring<C::kScaleSlots> tile;

@@ -20,6 +20,7 @@ struct Params {
   bool weight_scale_float;
   bool offsets_64;
   OutType out_type;
+  bool weights_ready;  // does no kernel that may still run write the weights?
   int split_groups;  // 0: whole tiles only; n: the last wave is split along K into parts of at least n groups
 };
 

@@ -14,6 +14,7 @@
 
 #include "../scan.cuh"
 #include "config.h"
+#include "offsets.cuh"
 #include "params.h"
 
 namespace w4afp8::grouped_gemm {
@@ -26,28 +27,18 @@ struct Team {
   __device__ static int rank() { return kSize == 1 ? 0 : blockIdx.x % kSize; }
 };
 
-__device__ __forceinline__ int divide_up(int a, int b) { return (a + b - 1) / b; }
-
-__device__ __forceinline__ int offset_at(const Params& p, int e) {
-  if (p.offsets == nullptr) return e == 0 ? 0 : p.tokens;
-  long long v = p.offsets_64 ? static_cast<const long long*>(p.offsets)[e] : static_cast<const int*>(p.offsets)[e];
-  return static_cast<int>(v < 0 ? 0 : v > p.tokens ? p.tokens : v);  // a lying offset must not leave the arrays
-}
-
 // All threads of the block; ends with a barrier.
 template <int kThreads>
-__device__ void make_plan(const Params& p, int row_tiles, int max_tokens, ExpertPlan& plan) {
+__device__ void make_plan(const Params& p, const Offsets<kThreads>& offsets, int row_tiles, int max_tokens,
+                          ExpertPlan& plan) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  uint64_t before = 0;
-  for (int base = 0; base < p.experts; base += kThreads) {
-    const int e = base + threadIdx.x;
-    int first = 0, rows = 0;
-    if (e < p.experts) {
-      first = offset_at(p, e);
-      rows = max(offset_at(p, e + 1) - first, 0);
-    }
-    const int tiles = divide_up(rows, max_tokens) * row_tiles;
-    uint64_t sum = running_sum((uint64_t{rows > 0} << 32) + tiles);
+  uint64_t before = 0;  // experts that have tokens, above 48 bits of tiles
+#pragma unroll
+  for (int i = 0; i < Offsets<kThreads>::kEach; ++i) {
+    const int e = i * kThreads + threadIdx.x, rows = offsets.rows[i];
+    if (i * kThreads >= p.experts) break;
+    const uint64_t tiles = static_cast<uint64_t>(divide_up(rows, max_tokens)) * row_tiles;
+    uint64_t sum = running_sum((uint64_t{rows > 0} << 48) + tiles);
     if (lane == 31) plan.warp_total[warp] = sum;
     __syncthreads();
     uint64_t total = 0, here = before;
@@ -57,18 +48,18 @@ __device__ void make_plan(const Params& p, int row_tiles, int max_tokens, Expert
     }
     sum += here;
     if (rows > 0) {
-      const int slot = static_cast<int>(sum >> 32) - 1;
+      const int slot = static_cast<int>(sum >> 48) - 1;
       plan.expert[slot] = e;
-      plan.first_row[slot] = first;
+      plan.first_row[slot] = offsets.first[i];
       plan.rows[slot] = rows;
       plan.tile_end[slot] = static_cast<int>(sum);
     }
     before += total;
     __syncthreads();
   }
-  if (threadIdx.x < kSearched) plan.tile_end[(before >> 32) + threadIdx.x] = INT_MAX;
+  if (threadIdx.x < kSearched) plan.tile_end[(before >> 48) + threadIdx.x] = INT_MAX;
   if (threadIdx.x == 0) {
-    plan.active = static_cast<int>(before >> 32);
+    plan.active = static_cast<int>(before >> 48);
     plan.tiles = static_cast<int>(before);
   }
   __syncthreads();

@@ -9,16 +9,40 @@ namespace w4afp8::grouped_gemm {
 template <class C>
 constexpr int kSegmentReaders = 4 * C::kConsumers + 1;  // consumer warps and the loading thread
 
-// One thread.
+// How many segments a thread plans before it is known that what they are planned from stands.  A block that has a
+// multiprocessor to itself begins when the kernel before ends, and has time for one.
+template <class C>
+constexpr int kPlannedEarly = C::kRoom > 1 ? kSegments : 1;
+
+// One thread: those, each handed to `use` at once, and to the others by a barrier of all that must follow.  Called a
+// second time it replaces them.
+template <class C, class Use>
+__device__ void plan_early(const Params& p, typename C::Smem& smem, int handed_out, Use&& use) {
+  Walk<C::kCluster> walk(smem.plan, p, C::kMaxTokens, C::kStageGroups);
+  Segment s{};
+  int planned = 0;
+  do {
+    if (!walk.next(s)) s.groups = 0;
+    smem.segment[planned] = s;
+    if (planned >= handed_out) ptx::barrier_arrive(&smem.segment_full[planned]);
+    ++planned;
+    use(s);
+  } while (!s.last && planned < kPlannedEarly<C>);
+  smem.planned = planned;
+}
+
+// One thread: the segments that follow.
 template <class C>
 __device__ void plan_segments(const Params& p, typename C::Smem& smem) {
+  const int planned = smem.planned;
   Walk<C::kCluster> walk(smem.plan, p, C::kMaxTokens, C::kStageGroups);
   Ring<kSegments> ring;
   Segment s{};
-  do {
+  for (int i = 0; i < planned; ++i, ring.advance()) walk.next(s);
+  while (!s.last) {
     if (!walk.next(s)) s.groups = 0;
     hand_out(smem, ring, s);
-  } while (!s.last);
+  }
 }
 
 // The next segment, for a whole warp or for one thread.
