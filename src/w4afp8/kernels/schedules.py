@@ -68,7 +68,13 @@ class Schedule:
 
 
 # By a kernel's first letter: are activation scales per group, and which type of weight scales does it read?
-KINDS = {"t": (False, "bfloat16"), "s": (False, "bfloat16"), "f": (False, "float32"), "g": (True, "any")}
+KINDS = {
+    "t": (False, "bfloat16"),
+    "p": (False, "bfloat16"),
+    "s": (False, "bfloat16"),
+    "f": (False, "float32"),
+    "g": (True, "any"),
+}
 
 ROWS = tuple(
     Schedule(
@@ -91,7 +97,6 @@ ROWS = tuple(
         ("t32w", 3, 32, 2),
         ("t48", 3, 48, 2),
         ("t64", 3, 64, 2),
-        ("t80", 2, 80, 2),
         ("t80w", 3, 80, 2),
         ("t96", 2, 96, 2),
         ("t112", 2, 112, 2),
@@ -105,6 +110,8 @@ ROWS = tuple(
         ("t32d", 2, 32, 2),
         ("t152c", 2, 152, 2),
         ("t160c", 2, 160, 2),
+        ("p48", 2, 48, 2),
+        ("p80", 2, 80, 2),
         ("s64", 2, 64, 1),
         ("f16", 4, 16, 2),
         ("f64", 2, 64, 1),

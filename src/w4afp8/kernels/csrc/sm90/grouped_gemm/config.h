@@ -71,6 +71,7 @@ enum class Scales { kBFloat16, kAny };
 // rows each; kStages; kStageGroups, scale groups along K of a stage.
 struct Defaults {
   static constexpr bool kGroupScale = false;             // activation scale per token and group
+  static constexpr int kProducts = 1;                    // sets of products: of two, one is promoted while one is made
   static constexpr int kCluster = 1;                     // blocks that share x, each with its own rows of the weight
   static constexpr Scales kScales = Scales::kBFloat16;
   static constexpr int kRoom = 1;                        // blocks that a multiprocessor has room for
@@ -80,7 +81,7 @@ struct Defaults {
 template <class S>
 struct Config : S {
   using typename S::Tokens;
-  using S::kConsumers, S::kStages, S::kStageGroups, S::kGroupScale, S::kCluster, S::kScales, S::kRoom, S::kBlocks;
+  using S::kConsumers, S::kStages, S::kStageGroups, S::kGroupScale, S::kProducts, S::kCluster, S::kScales, S::kRoom, S::kBlocks;
   static constexpr int kScaleBytes = kScales == Scales::kAny ? 4 : 2;  // of one, at most
   static constexpr int kMaxTokens = Tokens::kMax;
   static constexpr bool kStoresByCopy = kMaxTokens >= kManyTokens;

@@ -173,6 +173,82 @@ __device__ __forceinline__ void step(float (&acc)[kTokens / 2], const Weights& n
   promote<C, kTokens>(acc, product, now.scale_upper, now.scale_lower, p, s, group);
 }
 
+// With two sets of products: unpacks the group that multiplies next, whose place among those of its stage is kGroup, and
+// fetches the one after it.
+template <class C, int kGroup>
+__device__ __forceinline__ void make_ready(Weights& next, Pipeline<C>& pipe, typename C::Smem& smem, const Place& at,
+                                           const Arguments& args) {
+  uint64_t* full = &smem.full[pipe.fetch.stage];
+  uint32_t answer = 1;
+  if constexpr (kGroup == 1) answer = ptx::barrier_ask(full, pipe.fetch.phase);
+  unpack_all<C>(next, pipe.packed, args);
+#pragma unroll
+  for (int i = 0; i < 16; ++i) ptx::pin(next.a[i]);
+  if constexpr (kGroup == 1) ptx::barrier_insist(answer, full, pipe.fetch.phase);
+  load_packed<C, 1 - kGroup>(pipe.packed, at, pipe.fetch.stage, args.p.weight_scale_float);
+  if constexpr (kGroup == 0) pipe.fetch.advance();
+}
+
+template <class C, int kTokens, int kGroup>
+__device__ __forceinline__ void multiply(float (&product)[kTokens / 2], const Weights& now, typename C::Smem& smem,
+                                         int stage) {
+  const uint32_t x = ptx::swizzled_rows(ptx::shared_address(smem.x[stage]) + kGroup * (kTokens * kTileCols));
+  ptx::wgmma_fence();
+  ptx::Wgmma<kTokens>::template multiply<false>(product, now.a, x);
+#pragma unroll
+  for (int k = 1; k < 4; ++k) ptx::Wgmma<kTokens>::template multiply<true>(product, now.a + 4 * k, x + 2 * k);
+  ptx::wgmma_commit();
+}
+
+// All groups of a segment; one set of products is promoted while the other is made.
+template <class C, int kTokens>
+__device__ __forceinline__ void accumulate_overlapped(float (&acc)[kTokens / 2], Pipeline<C>& pipe,
+                                                      typename C::Smem& smem, const Place& at, const Arguments& args,
+                                                      const Segment& s) {
+  float even[kTokens / 2], odd[kTokens / 2];
+  const auto finish = [&](float(&product)[kTokens / 2], const Weights& of, int group) {
+#pragma unroll
+    for (int i = 0; i < kTokens / 2; ++i) ptx::pin(product[i]);
+    promote<C, kTokens>(acc, product, of.scale_upper, of.scale_lower, args.p, s, group);
+  };
+  const auto leave_stage = [&] {
+    if (at.thread % 32 == 0) ptx::barrier_arrive(&smem.empty[pipe.use.stage]);
+    pipe.use.advance();
+  };
+  int group = 0;
+  const auto begin = [&] {  // both groups of a stage; the first is promoted, the second is under way
+    make_ready<C, 1>(pipe.odd, pipe, smem, at, args);
+    multiply<C, kTokens, 1>(odd, pipe.odd, smem, pipe.use.stage);
+    ptx::wgmma_wait<1>();
+    finish(even, pipe.even, group);
+    make_ready<C, 0>(pipe.even, pipe, smem, at, args);
+  };
+  const auto end = [&] {
+    leave_stage();
+    finish(odd, pipe.odd, group + 1);
+    group += 2;
+  };
+  // Nothing is under way from one round of the loop to the next: ptxas would wait for each multiply.
+  for (; group + 2 < s.groups;) {
+    multiply<C, kTokens, 0>(even, pipe.even, smem, pipe.use.stage);
+    begin();
+    Ring<C::kStages> after = pipe.use;
+    after.advance();
+    multiply<C, kTokens, 0>(even, pipe.even, smem, after.stage);
+    ptx::wgmma_wait<1>();
+    end();
+    begin();
+    ptx::wgmma_wait<0>();
+    end();
+  }
+  if (group < s.groups) {
+    multiply<C, kTokens, 0>(even, pipe.even, smem, pipe.use.stage);
+    begin();
+    ptx::wgmma_wait<0>();
+    end();
+  }
+}
+
 // All groups of a segment.
 template <class C, int kTokens>
 __device__ __forceinline__ void accumulate(float (&acc)[kTokens / 2], Pipeline<C>& pipe, typename C::Smem& smem,

@@ -148,7 +148,11 @@ __device__ __forceinline__ void consume(const Arguments& args, typename C::Smem&
   float acc[kTokens / 2];
 #pragma unroll
   for (int i = 0; i < kTokens / 2; ++i) acc[i] = 0.0f;
-  accumulate<C, kTokens>(acc, pipe, smem, at, args, s);
+  if constexpr (C::kProducts == 1) {
+    accumulate<C, kTokens>(acc, pipe, smem, at, args, s);
+  } else {
+    accumulate_overlapped<C, kTokens>(acc, pipe, smem, at, args, s);
+  }
   if (!s.owner) return leave_partial<C, kTokens>(args, acc, at);
   add_partials<C, kTokens>(args, acc, s, at);
 

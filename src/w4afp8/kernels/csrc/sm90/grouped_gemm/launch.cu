@@ -6,10 +6,10 @@ namespace w4afp8::grouped_gemm {
 
 // One line per file in instances/; the rows in schedules.py carry the same names.
 #define W4AFP8_INSTANCES(ROW) \
-  ROW(t8) ROW(t16) ROW(t24) ROW(t32) ROW(t32w) ROW(t48) ROW(t64) ROW(t80) ROW(t80w) ROW(t96) ROW(t112) ROW(t128) \
+  ROW(t8) ROW(t16) ROW(t24) ROW(t32) ROW(t32w) ROW(t48) ROW(t64) ROW(t80w) ROW(t96) ROW(t112) ROW(t128) \
   ROW(t152) ROW(t160) \
   ROW(t8d) ROW(t8h) ROW(t16d) ROW(t16h) ROW(t32d) ROW(t152c) ROW(t160c) \
-  ROW(s64) ROW(f16) ROW(f64) ROW(f152) ROW(g16) ROW(g64) ROW(g128)
+  ROW(p48) ROW(p80) ROW(s64) ROW(f16) ROW(f64) ROW(f152) ROW(g16) ROW(g64) ROW(g128)
 
 #define W4AFP8_DECLARE(name) const char* launch_##name(const Params&, cudaStream_t);
 W4AFP8_INSTANCES(W4AFP8_DECLARE)

@@ -116,7 +116,7 @@ const char* launch(const Params& p, cudaStream_t stream) {
   if (error != cudaSuccess) return cudaGetErrorString(error);
   Arguments args{};
   args.p = p;
-  args.looks_ahead = C::kMaxTokens > 16 && p.cols > 4 * kTileCols;
+  args.looks_ahead = C::kProducts == 2 || (C::kMaxTokens > 16 && p.cols > 4 * kTileCols);
   args.minus_one = ~0u;
   args.upper_bytes = p.weight_scale_float ? 0x3210 : 0x1044;  // a bfloat16 is the upper half of a float; byte 4 is zero
   args.lower_bytes = p.weight_scale_float ? 0x7654 : 0x3244;
