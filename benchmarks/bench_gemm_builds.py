@@ -8,10 +8,10 @@
 
 Each build is served by a process of its own, all with this checkout's Python.  A cell's likely schedules (of each
 family of kernels up to --most that the cost model puts near its best, and the tuned one) are compared with float64,
-looked at, and the fastest with and without clusters, if they are near each other, timed in turns: build after build,
-the peer, then all in the reverse order, so that a warmer card favours none.  The median of the turns counts: at its
-power limit a card drops its clocks for tenths of a second now and then, which a single measurement cannot tell from a
-slower kernel.  What is faster by less than a build's own times differ is noise.
+looked at, and the fastest three, if they are near each other, timed in turns: build after build, the peer, then all in
+the reverse order, so that a warmer card favours none.  The median of the turns counts: at its power limit a card drops
+its clocks for tenths of a second now and then, which a single measurement cannot tell from a slower kernel.  What is
+faster by less than a build's own times differ is noise.
 
 `--cells all`: every named GEMM at every number of tokens, in three rounds of which each has all GEMMs and every
 regime, so that a run that ends early is a sample; weights stay in memory for the next round.  `--codes 7`: weights
@@ -50,7 +50,7 @@ from w4afp8.measure.stand import spelled
 from worker import CellError, Worker
 
 NEAR, MOST = 1.4, 6  # of the cheapest by the cost model; so many rows of a family
-CLOSE = 1.05  # of the fastest look: is timed, too
+CLOSE, CONTENDERS = 1.05, 3  # of the fastest look: so many are timed
 TURNS = 4
 ROUNDS = ((64, 1024, 1, 4096), (256, 16, 2048, 8), (512, 128, 32, 8192))  # of `--cells all`
 
@@ -74,16 +74,16 @@ def likely(gemm: Gemm, rows: int, clusters: Sequence[int] = (1, 2), most: int = 
     return [row for kind in kinds.values() for row in kind]
 
 
-def fastest(looks: dict[str, float], cluster: bool) -> str | None:
+def contenders(looks: dict[str, float]) -> list[str]:
+    """The schedules worth timing: a look is short, and the second fastest may be the fastest."""
+    near = [name for name in looks if looks[name] <= CLOSE * min(looks.values())]
+    return sorted(near, key=lambda name: looks[name])[:CONTENDERS]
+
+
+def fastest(us: dict[str, float], cluster: bool) -> str | None:
     clusters = {spelled(row) for row in schedules.ROWS if row.cluster > 1}
-    mine = {name: us for name, us in looks.items() if (name in clusters) == cluster}
+    mine = {name: time for name, time in us.items() if (name in clusters) == cluster}
     return min(mine, key=lambda name: mine[name]) if mine else None
-
-
-def contenders(looks: dict[str, float]) -> dict[str, str | None]:
-    """The fastest without clusters and with, of those the ones worth timing."""
-    found = {"plain": fastest(looks, False), "cluster": fastest(looks, True)}
-    return {kind: row if row and looks[row] <= CLOSE * min(looks.values()) else None for kind, row in found.items()}
 
 
 def measure(
@@ -104,7 +104,7 @@ def measure(
     rows = [spelled(row) for row in rows_of(GEMMS[name], round(about["rows"]))]
     looks = {worker.name: worker.ask("look", rows) for worker in workers}
     chosen = {w.name: contenders(looks[w.name]["right"]) for w in workers}
-    asked = [(worker, "time", (row,)) for worker in workers for row in filter(None, chosen[worker.name].values())]
+    asked = [(worker, "time", (row,)) for worker in workers for row in chosen[worker.name]]
     if peer:
         asked.append((workers[0], "peer", (peer, tokens)))
     times: dict[tuple[Any, ...], list[Any]] = {}
@@ -133,7 +133,7 @@ def measure(
             "gemm", name, tokens, about["rows"], about["hit"], work.bytes, work.flops, work.floor_us(machine),
             work.bound(machine), machine.read_us(work.bytes), us[best], max(s for _, s in mine[best]), best, beside,
         )  # fmt: skip
-        plain, cluster = chosen[worker.name].values()
+        plain, cluster = fastest(us, False), fastest(us, True)
         wrong = {row: why for row, why in looks[worker.name]["wrong"].items() if "was compiled" not in why}
         yield worker.name, cell, {
             "codes": f"{least}..7",

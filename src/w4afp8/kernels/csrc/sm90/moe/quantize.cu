@@ -107,7 +107,8 @@ const char* quantize(const Quantize& p, cudaStream_t stream) {
 const char* scatter_quantize(const Quantize& p, const Routing& r, bool routes, cudaStream_t stream) {
   if (r.top_k > kMaxTopK) return "top_k is larger than 64";
   if (routes) {
-    const size_t ids = static_cast<size_t>(r.tokens) * r.top_k * sizeof(int);
+    const size_t pairs = static_cast<size_t>(r.tokens) * r.top_k;
+    const size_t ids = (pairs + 3) / 4 * 4 * sizeof(int);  // the compiler reads them by fours, to the end
     return message(launch_overlapped(quantize_kernel<false, true, true>, p.tokens, kThreads, ids, stream, p, r));
   }
   return message(launch_overlapped(quantize_kernel<false, true, false>, p.tokens, kThreads, 0, stream, p, r));
