@@ -6,7 +6,8 @@
                                            [--peer humming] [--codes 7] [--most 4] [--out FILE.jsonl] [--limit-s 230]
     python benchmarks/bench_gemm_builds.py --prepare humming --cells all     # beforehand: what the peer compiles
 
-Each build is served by a process of its own, all with this checkout's Python.  A cell's likely schedules (of each
+Each build is served by a process of its own, all with this checkout's Python; a commit whose ops take other arguments
+is refused in every schedule, and wants this checkout's bindings.cpp and params.h.  A cell's likely schedules (of each
 family of kernels up to --most that the cost model puts near its best, and the tuned one) are compared with float64,
 looked at, and the fastest three, if they are near each other, timed in turns: build after build, the peer, then all in
 the reverse order, so that a warmer card favours none.  The median of the turns counts: at its power limit a card drops
@@ -18,8 +19,9 @@ regime, so that a run that ends early is a sample; weights stay in memory for th
 without a code -8, for which a peer may have other kernels.
 
 One JSON line a cell and build, as `w4afp8 bench gemm --out` writes them, with `build`, `codes`, `plain_us`,
-`cluster_us` and `turns_us` beside.  A cell that stands in FILE already is not measured again; after --limit-s no
-further cell is begun.  A cell that fails or hangs is said, its processes are started anew, the next cell is measured.
+`cluster_us`, `turns_us` and `peer_turns_us` beside.  A cell that stands in FILE already is not measured again; after
+--limit-s no further cell is begun.  A cell that fails or hangs is said, its processes are started anew, the next cell is
+measured.
 """
 
 from __future__ import annotations
@@ -86,6 +88,14 @@ def fastest(us: dict[str, float], cluster: bool) -> str | None:
     return min(mine, key=lambda name: mine[name]) if mine else None
 
 
+def over_turns(found: Sequence[dict[str, Any]]) -> PeerTime | None:
+    """The peer's median turn and widest spread; how its fastest turn ran."""
+    if not found:
+        return None
+    us, spread_us = statistics.median(t["us"] for t in found), max(t["spread_us"] for t in found)
+    return PeerTime(**{**min(found, key=lambda t: t["us"]), "us": us, "spread_us": spread_us})
+
+
 def measure(
     workers: Sequence[Worker],
     name: str,
@@ -120,7 +130,7 @@ def measure(
                     raise
                 failed = error  # what we measured stands
     theirs = [found for found in times.pop((workers[0].name, "peer", peer, tokens), []) if found]
-    beside = PeerTime(**{**theirs[0], "us": statistics.median(t["us"] for t in theirs)}) if theirs else None
+    beside = over_turns(theirs)
     work = Work(about["bytes"], about["flops"])
     for worker in workers:
         mine = {row: found for (who, _, row), found in times.items() if who == worker.name}
@@ -138,7 +148,8 @@ def measure(
         yield worker.name, cell, {
             "codes": f"{least}..7",
             "plain": plain, "plain_us": us.get(plain or ""), "cluster": cluster, "cluster_us": us.get(cluster or ""),
-            "turns_us": [t for t, _ in mine[best]], "looks": looks[worker.name]["right"], "wrong": wrong,
+            "turns_us": [t for t, _ in mine[best]], "peer_turns_us": [t["us"] for t in theirs],
+            "looks": looks[worker.name]["right"], "wrong": wrong,
         }  # fmt: skip
     if failed:
         raise failed

@@ -5,12 +5,12 @@
 
 The ways: every kernel of one launch that can run the cell (`kernels/layers.py`), and several launches under the
 schedules that the tables choose.  Each is compared with the plain twin, looked at, and timed in full when it is near
-the fastest, as `w4afp8 tune moe` does; then the fastest way and the peer take turns, and the median of the turns is the
-cell's time.
+the fastest, as `w4afp8 tune moe` does; then the fastest way and the peer take turns, ours first, and the median of the
+turns is the cell's time.
 
-One JSON line a cell, as `w4afp8 bench moe --out` writes them, with `way`, `ways` (microseconds of each), `turns_us`
-and `wrong` beside.  A cell that stands in FILE already is not measured again; after --limit-s no further cell is begun.
-A cell that fails or hangs is said, its process is started anew, the next cell is measured.
+One JSON line a cell, as `w4afp8 bench moe --out` writes them, with `way`, `ways` (microseconds of each), `turns_us`,
+`peer_turns_us` and `wrong` beside.  A cell that stands in FILE already is not measured again; after --limit-s no
+further cell is begun.  A cell that fails or hangs is said, its process is started anew, the next cell is measured.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import sweep
-from bench_gemm_builds import measured
+from bench_gemm_builds import measured, over_turns
 from w4afp8.kernels.calls import MoECall
 from w4afp8.measure import cells, data, stand, tune
 from w4afp8.measure.cells import Cell
@@ -79,7 +79,7 @@ class Server:
 
     def again(self) -> float:
         """Microseconds of the cell before under its fastest way, once more."""
-        row = next((row for row in tune.WAYS if row and row.kernel == self.way), None)  # None: several launches
+        row = {SEVERAL: None, **{row.kernel: row for row in tune.WAYS if row}}[self.way]
         return float(self.on.time([partial(self.on.way, call, row, None) for call in self.calls]).us)
 
     def peer(self, peer: str, name: str) -> dict[str, Any] | None:
@@ -112,9 +112,9 @@ def measure(
     work, beside = Work(found["bytes"], found["flops"]), found.pop("beside")
     found["us"], beside["turns_us"] = statistics.median(turns), turns
     floor, bound, read = work.floor_us(machine), work.bound(machine), machine.read_us(work.bytes)
-    their_us = statistics.median(t["us"] for t in theirs) if theirs else 0.0
-    beside_ours = cells.PeerTime(**{**theirs[0], "us": their_us}) if theirs else None
-    yield Cell("moe", name, tokens, floor_us=floor, bound=bound, read_us=read, peer=beside_ours, **found), beside
+    beside["peer_turns_us"] = [t["us"] for t in theirs]
+    peers = over_turns(theirs)
+    yield Cell("moe", name, tokens, floor_us=floor, bound=bound, read_us=read, peer=peers, **found), beside
     if failed:
         raise failed
 

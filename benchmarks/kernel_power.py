@@ -5,8 +5,9 @@
 
 Each cell twice, with random x and with x of zeros: the same instructions and bytes, but in the tensor cores nothing
 switches.  Where zeros are faster and the clock is higher, power was the limit, not the kernel.  Beside them a plain
-read of 4 GiB and torch's own e4m3 product, which every floor stands on.  nvidia-smi samples every 20 ms; of each
-second the last half counts.  Clocks are left as they are.
+read of 4 GiB (by the first reader) and torch's own e4m3 product, as the floors have them.  nvidia-smi samples its GPU 0
+every 20 ms, which must be torch's: leave CUDA_VISIBLE_DEVICES alone.  Of each second the last half counts.  Clocks are
+left as they are.
 """
 
 from __future__ import annotations
@@ -121,7 +122,10 @@ def main() -> None:
         if name not in weights:
             weights.clear()
             weights[name] = data.weights(gemm, on.device)
-        calls = data.gemm_calls(weights[name], data.routings(gemm, tokens, on.device), gemm.cols)
+        drawn = data.routings(gemm, tokens, on.device)
+        if not drawn:
+            continue  # no row of x comes to this rank
+        calls = data.gemm_calls(weights[name], drawn, gemm.cols)
         row = schedules.choose(Problem(len(calls[0].x), gemm.experts, gemm.rows, gemm.cols))
         for x, kept in (("random", calls), ("zeros", [c._replace(x=torch.zeros_like(c.x)) for c in calls])):
             say(name, tokens, x, sustained([partial(on.gemm, call, row, None) for call in kept]), stand.spelled(row))

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Says what the records of the kernels' GEMMs and layers add up to, as docs/kernels/log.md shows it.
 
-    python benchmarks/kernel_summary.py [--kernels 8] [--before 7]
+    python benchmarks/kernel_summary.py [--kernels 9] [--before 8]
 
 Reads results/kernels-gemm-h200.jsonl, kernels-layer-h200.jsonl and, for peers timed in runs of their own,
 kernels-peers-recorded.json.  A GEMM's bar, of every named cell with codes -8..7:
@@ -207,12 +207,14 @@ def read(path: Path) -> list[dict[str, Any]]:
 def main() -> None:
     """See the top of this file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--kernels", type=int, default=8)
-    parser.add_argument("--before", type=int, default=7)
+    parser.add_argument("--kernels", type=int, help="the newest that is recorded unless it is said")
+    parser.add_argument("--before", type=int, help="the version before unless it is said")
     options = parser.parse_args()
     gemms, layers = read(RESULTS / GEMMS), read(RESULTS / LAYERS)
-    before = rows_of(gemms, options.before)
-    print(summary(rows_of(gemms, options.kernels), before, options.before, rows_of(layers, options.kernels, ("moe",))))
+    newest = options.kernels or max(record.get("kernels", 0) for record in gemms)
+    earlier = options.before or newest - 1
+    before = rows_of(gemms, earlier)
+    print(summary(rows_of(gemms, newest), before, earlier, rows_of(layers, newest, ("moe",))))
 
 
 if __name__ == "__main__":

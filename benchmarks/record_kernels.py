@@ -133,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--kernels", type=int, required=True)
-    parser.add_argument("--before", type=int, default=6)
+    parser.add_argument("--before", type=int, help="the version before unless it is said")
     parser.add_argument("--build")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", type=Path, default=tuned.HERE / "h200.json")
@@ -157,9 +157,10 @@ def main() -> None:
         print(f"wrote {options.table}: {len(found)} problems measured, {total} in all")
     print(*odd, sep="\n", end="\n" if odd else "")
     gemms = kernel_summary.rows_of(after["gemm"], options.kernels)
-    before = kernel_summary.rows_of(after["gemm"], options.before)
+    earlier = options.before or options.kernels - 1
+    before = kernel_summary.rows_of(after["gemm"], earlier)
     whole = kernel_summary.rows_of(after["moe"], options.kernels, ("moe",))
-    print(kernel_summary.summary(gemms, before, options.before, whole))
+    print(kernel_summary.summary(gemms, before, earlier, whole))
 
 
 if __name__ == "__main__":

@@ -65,6 +65,9 @@ def test_linear_is_a_grouped_gemm_of_one(problem):
     one = make([9], 192, 256, seed=3)
     found = OPS.linear(one.x, one.x_scale, one.weight[0], one.weight_scale[0], torch.float32)
     assert relative_error(found, one.truth()) < 1e-6
+    weight = one.weight[0], one.weight_scale[0]
+    for ready in (False, True):
+        assert calls.LinearCall(one.x, one.x_scale, *weight, BF16, weights_ready=ready).grouped().weights_ready is ready
 
 
 def test_no_tokens_is_no_rows():

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.gpu
 OPS = ops.torch.ops.w4afp8
 PLAIN = [row for row in schedules.ROWS if not row.group_scale]
 SCALES = {"bfloat16": [torch.bfloat16], "float32": [torch.float32], "any": [torch.bfloat16, torch.float32]}
+QUEUED = 4_000_000  # cycles to sleep before two launches, so that the second is there while the first runs
 GROUPED = [row for row in schedules.ROWS if row.group_scale]
 COUNTS = {
     "one token": [0, 1, 0],
@@ -46,7 +47,8 @@ def test_every_schedule_is_the_float64_product(row, counts, cols):
 
 @pytest.mark.parametrize("row", PLAIN, ids=lambda r: f"{r.kernel}-{r.split_groups}")
 @pytest.mark.parametrize("tokens", [1, 8, 77, 641])
-def test_every_schedule_runs_without_offsets(row, tokens):
+@pytest.mark.parametrize("ready", [False, True], ids=["weights may be under way", "weights are ready"])
+def test_every_schedule_runs_without_offsets(row, tokens, ready):
     """As `linear` calls it: planned before the kernel before has ended, whose results are then read.
 
     That is the quantizer, which lets the next kernel begin at once, as torch's kernels do not; x is another every time.
@@ -57,9 +59,10 @@ def test_every_schedule_runs_without_offsets(row, tokens):
     for _ in range(3):
         wide = torch.randn(tokens, 768, device="cuda", dtype=torch.bfloat16)
         poisoned = [torch.full((tokens, 448), float("nan"), device="cuda", dtype=torch.bfloat16) for _ in range(2)]
+        torch.cuda._sleep(QUEUED)
         x, x_scale = sm90.quantize_fp8(wide, "token", None)
         found, again = (
-            sm90.grouped_gemm(GemmCall(x, x_scale, weight, scale, bounds, torch.bfloat16, "sm90"), row, out=out)
+            sm90.grouped_gemm(GemmCall(x, x_scale, weight, scale, bounds, torch.bfloat16, "sm90", ready), row, out=out)
             for bounds, out in zip((None, offsets), poisoned, strict=True)
         )
         assert bool(again.isfinite().all()) and torch.equal(found, again)
@@ -182,6 +185,7 @@ def test_offsets_that_arrive_when_they_are_planned_already(row, ready):
         ids = (torch.arange(tokens, dtype=torch.int32) * (turn + 3) % experts)[:, None].cuda()
         offsets.copy_(torch.tensor(before, dtype=torch.int32))
         torch.cuda.synchronize()
+        torch.cuda._sleep(QUEUED)
         torch.ops.w4afp8_sm90.route_quantize(wide, None, ids, 0, x, x_scale, rows, offsets)
         used = by_group if row.group_scale else x_scale
         call = GemmCall(x, used, weight, scale, offsets, torch.bfloat16, "sm90", ready)

@@ -48,11 +48,16 @@ class Server:
         return {{"rows": 64, "hit": 1, "bytes": 1e6, "flops": 1e9}}
     def look(self, names):
         return {{"right": dict.fromkeys(names, 1.0), "wrong": {{}}}}
+    turns = {{}}
+    def turn(self, name):
+        self.turns[name] = self.turns.get(name, 0) + 1
+        return self.turns[name] % 4
     def time(self, name):
-        return 2.0, 0.1
+        return [9.0, 1.0, 2.5, 1.5][self.turn(name)], 0.1
     def peer(self, name, tokens):
         print("chatty")
-        return {{"name": "other", "us": 3.0, "spread_us": 0.1, "how": "tile"}}
+        us = [9.0, 1.0, 3.5, 2.5][self.turn("peer")]
+        return {{"name": "other", "us": us, "spread_us": us / 10, "how": f"tile {{us}}"}}
 
 serve(Server())
 """
@@ -159,6 +164,8 @@ def test_a_cell_that_fails_does_not_end_the_run(
         lines = [json.loads(line) for line in out.read_text().splitlines()]
         done = [(r["tokens"], r["build"], r["us"], r["peer_us"], r["codes"]) for r in lines if r["record"] == "gemm"]
         assert done == [(m, "new", 2.0, 3.0, "-8..7") for m in (1, 5)], "what stands there is not measured again"
+        theirs = [(r["peer_turns_us"], r["peer_spread_us"], r["peer_how"]) for r in lines if r["record"] == "gemm"]
+        assert theirs == [([1.0, 3.5, 2.5, 9.0], 0.9, "tile 1.0")] * 2
     said = capfd.readouterr().out
     for tokens, why in ((2, "cell: RuntimeError: out of luck"), (3, "no answer in 8 s"), (4, "the process has ended")):
         assert f"{tokens} FAILED, new: {why}" in said

@@ -19,7 +19,7 @@ class GemmCall(NamedTuple):
     None for one weight that takes every row.
 
     `weights_ready` promises that no kernel still under way writes the weight or its scales, as while a model serves:
-    the GPU's kernel then loads the first of them before the kernel before it has ended.
+    the GPU's kernel then loads its first weights while the launch before it still runs.  The CPU twin has no use of it.
     """
 
     x: Tensor

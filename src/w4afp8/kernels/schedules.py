@@ -67,7 +67,8 @@ class Schedule:
         return why
 
 
-# By a kernel's first letter: are activation scales per group, and which type of weight scales does it read?
+# By a kernel's first letter: are activation scales per group, and which type of weight scales does it read?  A p has
+# two sets of products, an s one group of scales a stage, both else as t.
 KINDS = {
     "t": (False, "bfloat16"),
     "p": (False, "bfloat16"),

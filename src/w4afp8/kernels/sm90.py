@@ -150,9 +150,9 @@ def _several_launches(call: MoECall, layer: layers.Layer, out: Tensor) -> Tensor
         return torch.empty(shape, dtype=dtype, device=x.device)
 
     def gemm(q: Tensor, scale: Tensor, w: Tensor, w_scale: Tensor) -> Tensor:
-        # Whatever wrote the weights has ended: the launch before this one has waited for it.
-        call = GemmCall(q, scale, w, w_scale, offsets, x.dtype, "sm90", weights_ready=True)
-        return grouped_gemm(call, expected_rows=layer.likely)
+        # Whatever wrote the weights has ended: the launch before this one is of this layer, and has waited for it.
+        product = GemmCall(q, scale, w, w_scale, offsets, x.dtype, "sm90", weights_ready=True)
+        return grouped_gemm(product, expected_rows=layer.likely)
 
     q, scale = empty(pairs, hidden, dtype=FP8), empty(pairs if call.w13_input_scale is None else 1)
     rows, offsets = empty(pairs, dtype=torch.int32), empty(layer.experts + 1, dtype=torch.int32)

@@ -45,6 +45,7 @@ __device__ __forceinline__ void barrier_expect_early(uint64_t* barrier, uint32_t
                : "memory");
 }
 
+// Nobody waits for it, no bytes are under way to it: it may be initialised anew.
 __device__ __forceinline__ void barrier_end(uint64_t* barrier) {
   asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
 }

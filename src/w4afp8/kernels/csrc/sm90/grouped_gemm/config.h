@@ -90,7 +90,6 @@ struct Config : S {
   static constexpr int kThreads = 128 * (kConsumers + 1);   // the last warpgroup plans and loads
   // Registers a thread: the block starts with an equal share, the loading warpgroup gives most of its own away.
   static constexpr int kShare = 65536 / (kThreads * kRoom) / 8 * 8;
-  static constexpr bool kMovesRegisters = true;
   static constexpr int kLoaderRegisters = kConsumers > 3 ? 32 : 40;
   static constexpr int kConsumerRegisters = (kShare * (kConsumers + 1) - kLoaderRegisters) / kConsumers / 8 * 8;
   static constexpr int kScaleSlots = 2;                     // tiles whose token scales are here or on their way
@@ -114,6 +113,7 @@ struct Config : S {
     uint64_t peer_free[kCluster > 1 ? kStages : 1];  // has the other block of the cluster left this stage?
   };
   static_assert(kStageGroups == 1 || kStageGroups == 2, "the consumer alternates between two sets of registers");
+  static_assert(kProducts == 1 || (kProducts == 2 && kStageGroups == 2), "two products: of a stage's two groups");
   static_assert(kCluster == 1 || (kCluster == 2 && kStageGroups == 2), "each block of a pair loads one group of a stage");
   static_assert(Tokens::kNumber <= kMostCounts, "Arguments has a map for each token count");
   static_assert(kMaxTokens % 8 == 0, "x is whole swizzle atoms of eight rows");

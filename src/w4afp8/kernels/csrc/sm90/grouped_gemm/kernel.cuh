@@ -1,9 +1,10 @@
 // W4AFP8 grouped GEMM for SM90.  out[t, n] = x_scale[t] * sum_g weight_scale[n, g] * sum_k x[t, k] * code[n, k].
 //
 // Operands are swapped: the weights are wgmma's A (64 rows), made into e4m3 in registers on the way; the tokens are its
-// N (8 .. 160), read from shared memory.  One thread plans what the block works on, one streams codes, scales and x
-// through a ring of stages with the bulk copy engine; each consumer warpgroup owns 64 output rows.  Every 128 inputs,
-// one scale group, the product is promoted: acc += weight_scale * product, in float32.
+// N (8 .. 160), read from shared memory.  One thread streams codes, scales and x through a ring of stages with the bulk
+// copy engine, and plans what the block begins with, before the kernel before has ended; one plans what follows; each
+// consumer warpgroup owns 64 output rows.  Every 128 inputs, one scale group, the product is promoted: acc +=
+// weight_scale * product, in float32.
 #pragma once
 #include "../../ptx/copy.cuh"
 #include "../overlap.cuh"
@@ -90,7 +91,8 @@ __device__ void begin_again(const Params& p, typename C::Smem& smem) {
   plan_early<C>(p, smem, smem.planned, [](const Segment&) {});
 }
 
-// One thread: keeps the ring full, three copies a stage, one where the weights are under way.
+// One thread: keeps the ring full, three copies a stage.  Of stages whose weights are under way nothing is left to ask
+// for, or, in a cluster, x.
 template <class C>
 __device__ void produce(const Arguments& args, typename C::Smem& smem) {
   const Params& p = args.p;
@@ -216,8 +218,8 @@ __global__ void __launch_bounds__(C::kThreads, C::kRoom) kernel(const __grid_con
     ptx::barrier_init_fence();
   }
   if constexpr (C::kCluster > 1) ptx::cluster_barrier();  // the other block's barriers are there to be arrived at
-  // What the kernel before writes is not needed to plan, but for offsets, and those are most likely there: the kernel
-  // before the last one wrote them.  What they say now is planned, and looked at again.
+  // Nothing that the kernel before writes is needed to plan but offsets.  Where an earlier kernel wrote them, they are
+  // there; else they are the last routing's, or nonsense.  What they say now is planned, and looked at again.
   const int row_tiles = divide_up(args.p.rows, kTileRows * C::kConsumers * C::kCluster);
   const Offsets<C::kThreads> early(args.p);
   make_plan<C::kThreads>(args.p, early, row_tiles, C::kMaxTokens, smem.plan);
@@ -237,12 +239,12 @@ __global__ void __launch_bounds__(C::kThreads, C::kRoom) kernel(const __grid_con
   }
 
   if (warp >= 4 * C::kConsumers) {
-    if constexpr (C::kMovesRegisters) ptx::registers_give<C::kLoaderRegisters>();
+    ptx::registers_give<C::kLoaderRegisters>();
     if (warp == 4 * C::kConsumers && ptx::elect_one()) produce<C>(args, smem);
     if (warp == 4 * C::kConsumers + 1 && ptx::elect_one()) plan_segments<C>(args.p, smem);
   } else {
-    if constexpr (C::kMovesRegisters) ptx::registers_take<C::kConsumerRegisters>();
-    wait_for_previous();  // for whoever reads what is written here, too
+    ptx::registers_take<C::kConsumerRegisters>();
+    wait_for_previous();  // without offsets the first wait: scales are read below, results written
     const Place at = find_place<C>(smem, args.p.weight_scale_float);
     Pipeline<C> pipe;
     Ring<C::kScaleSlots> tile;

@@ -10,7 +10,7 @@ template <class C>
 constexpr int kSegmentReaders = 4 * C::kConsumers + 1;  // consumer warps and the loading thread
 
 // How many segments a thread plans before it is known that what they are planned from stands.  A block that has a
-// multiprocessor to itself begins when the kernel before ends, and has time for one.
+// multiprocessor to itself begins when that of the GEMM before leaves it, as a rule, and has time for one.
 template <class C>
 constexpr int kPlannedEarly = C::kRoom > 1 ? kSegments : 1;
 
