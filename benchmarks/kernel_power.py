@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -47,10 +47,17 @@ def sampled() -> Iterator[list[tuple[float, float]]]:
         finally:
             process.terminate()
             lines, _ = process.communicate()
-            for line in lines.splitlines():
-                words = line.split(",")
-                if len(words) == 2 and all(word.strip().replace(".", "", 1).isdigit() for word in words):
-                    found.append((float(words[0]), float(words[1])))
+            found += samples(lines)
+
+
+def samples(lines: str) -> list[tuple[float, float]]:
+    """What nvidia-smi printed, without lines that say that it does not know."""
+    found = []
+    for line in lines.splitlines():
+        with suppress(ValueError):
+            watts, mhz = map(float, line.split(","))
+            found.append((watts, mhz))
+    return found
 
 
 def sustained(calls: Sequence[Callable[[], object]]) -> dict[str, float]:
@@ -71,7 +78,7 @@ def sustained(calls: Sequence[Callable[[], object]]) -> dict[str, float]:
     half = max(3, round(SECONDS / 2 / once_s))
     time.sleep(PAUSE)
     each = [torch.cuda.Event(enable_timing=True) for _ in range(half + 1)]  # type: ignore[no-untyped-call]
-    with sampled() as samples:
+    with sampled() as seen:
         for _ in range(half):
             graph.replay()
         for event in each[:-1]:
@@ -80,8 +87,12 @@ def sustained(calls: Sequence[Callable[[], object]]) -> dict[str, float]:
         each[-1].record()
         torch.cuda.synchronize()
     us = [a.elapsed_time(b) * 1e3 / len(calls) for a, b in pairwise(each)]
-    busy = samples[len(samples) // 2 : -1] or samples  # the program that samples starts later than the kernel
-    watts, mhz = zip(*busy, strict=True) if busy else ((0.0,), (0.0,))
+    busy = seen[len(seen) // 2 : -1] or seen  # the program that samples starts later than the kernel
+    if not busy:
+        raise SystemExit(
+            f"nvidia-smi gave no sample of {FIELDS}: does it know the GPU that torch.cuda uses as number 0?"
+        )
+    watts, mhz = zip(*busy, strict=True)
     return {"us": statistics.median(us), "watts": statistics.median(watts), "sm_mhz": statistics.median(mhz)}
 
 

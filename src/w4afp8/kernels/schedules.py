@@ -130,7 +130,7 @@ Cost = Callable[[Problem, Schedule], float]
 def cost_us(p: Problem, row: Schedule) -> float:
     """A rough time, fitted to sweeps on an H200: tiles over multiprocessors, a tile as long as its chain of groups.
 
-    A group of 128 inputs costs a warpgroup 130 ns and 2.8 ns a token, more where three or four warpgroups share the
+    A group of 128 inputs costs a warpgroup 135 ns and 2.6 ns a token, more where three or four warpgroups share the
     schedulers' logic pipe.  Blocks that leave room start earlier.  Rows are assumed to fall on experts evenly, give or
     take a standard deviation.  A cluster costs what two blocks cost, and a whole pair of them where the last row tile
     has no neighbour: what x read half as often is worth is for a sweep to say.
@@ -141,12 +141,12 @@ def cost_us(p: Problem, row: Schedule) -> float:
     runs = max(1, ceil(most / row.max_tokens))
     tokens = max(ceil(most / runs / 8) * 8, row.max_tokens // 2)
     tiles = hit * runs * ceil(p.rows / (64 * row.consumers * row.cluster)) * row.cluster
-    chain_ns = (130 + 2.8 * tokens) * {2: 1.0, 3: 1.45, 4: 2.8}[row.consumers * row.blocks]
-    tile_us = p.cols / 128 * chain_ns / 1e3 + 1.0 + 0.007 * tokens
-    early_us = {(2, 1): 0.4, (2, 2): 0.8}.get((row.room, row.blocks), 0.0)
+    chain_ns = (135 + 2.6 * tokens) * {2: 1.0, 3: 1.5, 4: 1.85}[row.consumers * row.blocks]
+    tile_us = p.cols / 128 * chain_ns / 1e3 + 1.2 + 0.006 * tokens
+    early_us = {(2, 1): 1.4, (2, 2): 0.8}.get((row.room, row.blocks), 0.0)
     at_once = SMS * row.blocks
     if row.split_groups:
-        return max(tiles / at_once, row.split_groups / (p.cols / 128)) * tile_us + 5.0 - early_us
+        return max(tiles / at_once, row.split_groups / (p.cols / 128)) * tile_us + 5.2 - early_us
     return ceil(tiles / at_once) * tile_us - early_us
 
 

@@ -10,7 +10,7 @@ constexpr int kTileBytes = 4096;     // codes of one tile
 constexpr int kMostCounts = 3;       // token counts of one kernel
 constexpr int kManyTokens = 96;      // from here on results leave by the copy engine
 constexpr int kStoreTokens = 24;     // of a copy, while so many are left to a warp
-constexpr int kEarlyStages = 2;      // of weights that may be written yet: fetched into L2 before the kernel before has ended
+constexpr int kEarlyStages = 2;      // of weights that may yet be written: into L2 while the kernel before runs
 constexpr int kMaxExperts = 512;     // what the plan in shared memory holds
 constexpr int kSearched = 8;         // experts that a walk looks at together
 constexpr int kSegments = 4;         // planned ahead of the consumers
@@ -81,7 +81,8 @@ struct Defaults {
 template <class S>
 struct Config : S {
   using typename S::Tokens;
-  using S::kConsumers, S::kStages, S::kStageGroups, S::kGroupScale, S::kProducts, S::kCluster, S::kScales, S::kRoom, S::kBlocks;
+  using S::kConsumers, S::kStages, S::kStageGroups, S::kGroupScale, S::kProducts, S::kCluster, S::kScales;
+  using S::kRoom, S::kBlocks;
   static constexpr int kScaleBytes = kScales == Scales::kAny ? 4 : 2;  // of one, at most
   static constexpr int kMaxTokens = Tokens::kMax;
   static constexpr bool kStoresByCopy = kMaxTokens >= kManyTokens;

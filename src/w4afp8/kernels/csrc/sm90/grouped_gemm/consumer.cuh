@@ -173,8 +173,8 @@ __device__ __forceinline__ void step(float (&acc)[kTokens / 2], const Weights& n
   promote<C, kTokens>(acc, product, now.scale_upper, now.scale_lower, p, s, group);
 }
 
-// With two sets of products: unpacks the group that multiplies next, whose place among those of its stage is kGroup, and
-// fetches the one after it.
+// With two sets of products: unpacks the group that multiplies next, the kGroup-th of its stage, and fetches the one
+// after it.
 template <class C, int kGroup>
 __device__ __forceinline__ void make_ready(Weights& next, Pipeline<C>& pipe, typename C::Smem& smem, const Place& at,
                                            const Arguments& args) {

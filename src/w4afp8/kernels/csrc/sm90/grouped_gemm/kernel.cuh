@@ -40,8 +40,8 @@ __device__ __forceinline__ void copy_x(const Arguments& args, typename C::Smem& 
                 ptx::kEvictNormal);
 }
 
-// One thread, while the kernel before still runs: plans the first segments, and asks for their weights, for as many stages
-// as there are.  Where that kernel may write them, a few come into L2 and no farther.
+// One thread, while the kernel before still runs: plans the first segments, and asks for their weights, for as many
+// stages as there are.  Where that kernel may write them, a few come into L2 and no farther.
 template <class C>
 __device__ void begin_early(const Arguments& args, typename C::Smem& smem) {
   const bool ready = args.p.weights_ready;
@@ -61,8 +61,8 @@ __device__ void begin_early(const Arguments& args, typename C::Smem& smem) {
   smem.loaded = ready ? stage : 0;
 }
 
-// One thread, when that kernel has ended: the x that belongs to them.  Blocks of a cluster, which send each other x, first
-// have to agree on what they work on.
+// One thread, when that kernel has ended: the x that belongs to them.  Blocks of a cluster, which send each other x,
+// first have to agree on what they work on.
 template <class C>
 __device__ void follow_early(const Arguments& args, typename C::Smem& smem) {
   if (C::kCluster > 1) return;

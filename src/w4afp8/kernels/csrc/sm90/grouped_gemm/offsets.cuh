@@ -1,7 +1,7 @@
 // The experts' offsets as a block sees them: each thread those of the experts that it counts.
 //
-// They may be read before the kernel that writes them has ended, to plan with what is most likely there already: they are
-// asked for in L2, where writes arrive, and must be compared with what stands there afterwards.
+// They may be read before the kernel that writes them has ended, to plan with what is most likely there already: they
+// are asked for in L2, where writes arrive, and must be compared with what stands there afterwards.
 #pragma once
 #include "config.h"
 #include "params.h"
