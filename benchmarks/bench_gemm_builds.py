@@ -20,8 +20,8 @@ without a code -8, for which a peer may have other kernels.
 
 One JSON line a cell and build, as `w4afp8 bench gemm --out` writes them, with `build`, `codes`, `plain_us`,
 `cluster_us`, `turns_us` and `peer_turns_us` beside.  A cell that stands in FILE already is not measured again; after
---limit-s no further cell is begun.  A cell that fails or hangs is said, its processes are started anew, the next cell is
-measured.
+--limit-s no further cell is begun.  A cell that fails or hangs is said, its processes are started anew, the next cell
+is measured.
 """
 
 from __future__ import annotations
