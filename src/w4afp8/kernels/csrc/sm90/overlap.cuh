@@ -3,15 +3,9 @@
 #pragma once
 #include <cuda_runtime.h>
 
-namespace w4afp8 {
+#include "../ptx/dependents.cuh"
 
-// Device: everything the kernels before this one wrote is visible after this line; nothing of theirs may be read, and
-// nothing written, before it (a prefetch into L2 reads nothing; a guess may be read that is compared afterwards).  Then
-// lets the kernel after this one start its own prologue.
-__device__ __forceinline__ void wait_for_previous() {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
+namespace w4afp8 {
 
 // Whether every block may wait for every other, so that all must run at once.
 enum class Residence { kAny, kTogether };
