@@ -41,15 +41,16 @@ import torch
 
 import sweep
 from gemm_server import GEMMS, SERVE
+from peer_turns import PeerTurns
 from w4afp8.kernels import schedules, tuned
 from w4afp8.kernels.schedules import Problem, Schedule
 from w4afp8.measure import cells, data
-from w4afp8.measure.cells import Cell, PeerTime
+from w4afp8.measure.cells import Cell
 from w4afp8.measure.floor import Machine, Work
 from w4afp8.measure.peers import get as get_peer
 from w4afp8.measure.shapes import Gemm
 from w4afp8.measure.stand import spelled
-from worker import CellError, Worker
+from worker import Worker
 
 NEAR, MOST = 1.4, 6  # of the cheapest by the cost model; so many rows of a family
 CLOSE, CONTENDERS = 1.05, 3  # of the fastest look: so many are timed
@@ -88,14 +89,6 @@ def fastest(us: dict[str, float], cluster: bool) -> str | None:
     return min(mine, key=lambda name: mine[name]) if mine else None
 
 
-def over_turns(found: Sequence[dict[str, Any]]) -> PeerTime | None:
-    """The peer's median turn and widest spread; how its fastest turn ran."""
-    if not found:
-        return None
-    us, spread_us = statistics.median(t["us"] for t in found), max(t["spread_us"] for t in found)
-    return PeerTime(**{**min(found, key=lambda t: t["us"]), "us": us, "spread_us": spread_us})
-
-
 def measure(
     workers: Sequence[Worker],
     name: str,
@@ -114,26 +107,20 @@ def measure(
     rows = [spelled(row) for row in rows_of(GEMMS[name], round(about["rows"]))]
     looks = {worker.name: worker.ask("look", rows) for worker in workers}
     chosen = {w.name: contenders(looks[w.name]["right"]) for w in workers}
-    asked = [(worker, "time", (row,)) for worker in workers for row in chosen[worker.name]]
-    if peer:
-        asked.append((workers[0], "peer", (peer, tokens)))
-    times: dict[tuple[Any, ...], list[Any]] = {}
-    failed = None
-    for turn in range(TURNS):
-        for worker, what, words in asked[:: -1 if turn % 2 else 1]:
-            if what == "peer" and failed:
-                continue
-            try:
-                times.setdefault((worker.name, what, *words), []).append(worker.ask(what, *words))
-            except CellError as error:
-                if what != "peer":
-                    raise
-                failed = error  # what we measured stands
-    theirs = [found for found in times.pop((workers[0].name, "peer", peer, tokens), []) if found]
-    beside = over_turns(theirs)
+    times: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    theirs = PeerTurns(workers[0], peer, tokens) if peer else PeerTurns(workers[0])
+
+    def time_row(worker: Worker, row: str) -> None:
+        times.setdefault((worker.name, row), []).append(tuple(worker.ask("time", row)))
+
+    turn = [partial(time_row, worker, row) for worker in workers for row in chosen[worker.name]]
+    turn.append(theirs.ask)
+    for number in range(TURNS):
+        for step in turn[:: -1 if number % 2 else 1]:
+            step()
     work = Work(about["bytes"], about["flops"])
     for worker in workers:
-        mine = {row: found for (who, _, row), found in times.items() if who == worker.name}
+        mine = {row: found for (who, row), found in times.items() if who == worker.name}
         if not mine:
             print(f"{name} M={tokens} {worker.name}: no schedule is right: {looks[worker.name]['wrong']}")
             continue
@@ -141,18 +128,19 @@ def measure(
         best = min(us, key=lambda row: us[row])
         cell = Cell(
             "gemm", name, tokens, about["rows"], about["hit"], work.bytes, work.flops, work.floor_us(machine),
-            work.bound(machine), machine.read_us(work.bytes), us[best], max(s for _, s in mine[best]), best, beside,
+            work.bound(machine), machine.read_us(work.bytes), us[best], max(s for _, s in mine[best]), best,
+            theirs.time,
         )  # fmt: skip
         plain, cluster = fastest(us, False), fastest(us, True)
         wrong = {row: why for row, why in looks[worker.name]["wrong"].items() if "was compiled" not in why}
         yield worker.name, cell, {
             "codes": f"{least}..7",
             "plain": plain, "plain_us": us.get(plain or ""), "cluster": cluster, "cluster_us": us.get(cluster or ""),
-            "turns_us": [t for t, _ in mine[best]], "peer_turns_us": [t["us"] for t in theirs],
+            "turns_us": [t for t, _ in mine[best]], "peer_turns_us": theirs.each_us,
             "looks": looks[worker.name]["right"], "wrong": wrong,
         }  # fmt: skip
-    if failed:
-        raise failed
+    if theirs.failed:
+        raise theirs.failed
 
 
 def parse_cells(words: Sequence[str]) -> list[tuple[str, int]]:

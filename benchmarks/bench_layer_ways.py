@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import sweep
-from bench_gemm_builds import measured, over_turns
+from bench_gemm_builds import measured
+from peer_turns import PeerTurns
 from w4afp8.kernels.calls import MoECall
 from w4afp8.measure import cells, data, stand, tune
 from w4afp8.measure.cells import Cell
@@ -33,7 +34,7 @@ from w4afp8.measure.floor import Machine, Work, layer_work
 from w4afp8.measure.peers import get as get_peer
 from w4afp8.measure.shapes import NAMED
 from w4afp8.measure.stand import SEVERAL, Stand
-from worker import CellError, Worker, serve
+from worker import Worker, serve
 
 LAYERS = {shape.layer.name: shape.layer for shape in NAMED.values() if shape.layer}
 SERVE = (sys.executable, __file__, "--serve")
@@ -99,24 +100,19 @@ def measure(
 ) -> Iterator[tuple[Cell, dict[str, Any]]]:
     """One cell, and what stands beside."""
     found = worker.ask("cell", name, tokens)
-    turns, theirs, failed = [found["us"]], [], None
-    for turn in range(TURNS):
-        if turn:
-            turns.append(worker.ask("again"))
-        try:
-            answer = worker.ask("peer", peer, name) if peer else None
-        except CellError as error:  # what we measured stands
-            failed = error
-            break
-        theirs += [answer] if answer else []
+    turns = [found["us"]]
+    theirs = PeerTurns(worker, peer, name) if peer else PeerTurns(worker)
+    theirs.ask()
+    for _ in range(TURNS - 1):
+        turns.append(worker.ask("again"))
+        theirs.ask()
     work, beside = Work(found["bytes"], found["flops"]), found.pop("beside")
     found["us"], beside["turns_us"] = statistics.median(turns), turns
     floor, bound, read = work.floor_us(machine), work.bound(machine), machine.read_us(work.bytes)
-    beside["peer_turns_us"] = [t["us"] for t in theirs]
-    peers = over_turns(theirs)
-    yield Cell("moe", name, tokens, floor_us=floor, bound=bound, read_us=read, peer=peers, **found), beside
-    if failed:
-        raise failed
+    beside["peer_turns_us"] = theirs.each_us
+    yield Cell("moe", name, tokens, floor_us=floor, bound=bound, read_us=read, peer=theirs.time, **found), beside
+    if theirs.failed:
+        raise theirs.failed
 
 
 def parse_cells(words: Sequence[str]) -> list[tuple[str, int]]:

@@ -6,16 +6,12 @@ What no GPU shows at will: the plan was made of another routing's offsets, or of
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
+from host_programs import compiled
 
-from w4afp8.kernels import build
-
-HERE = Path(__file__).parent
 NONSENSE = 1 << 30
 ROUTINGS = {  # what is read first -> what stands there when the kernel before has ended
     "the same": ([3, 0, 20, 1], [3, 0, 20, 1]),
@@ -31,21 +27,13 @@ Load = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture(scope="session")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
     """(numbers, counts read first, counts, more environment) -> what the program says."""
-    compiler = shutil.which("g++") or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    program = tmp_path_factory.mktemp("load") / "load"
-    paths = (f"-I{HERE / 'host'}", f"-I{build.CSRC}")
-    source = HERE / "load_host.cpp"
-    subprocess.run([compiler, "-std=c++20", "-O1", "-pthread", *paths, str(source), "-o", str(program)], check=True)
+    program = compiled("load", tmp_path_factory.mktemp("load"))
 
     def run(
         numbers: tuple[int, ...], first: list[int], counts: list[int] | None, **env: str
     ) -> subprocess.CompletedProcess[str]:
         words = [*map(str, (*numbers, *first)), *([",", *map(str, counts)] if counts is not None else [])]
-        return subprocess.run(
-            [str(program), *words], capture_output=True, text=True, timeout=60, env={**os.environ, **env}
-        )
+        return subprocess.run([program, *words], capture_output=True, text=True, timeout=60, env={**os.environ, **env})
 
     return run
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections import defaultdict
 from collections.abc import Callable
 from math import ceil
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from host_programs import compiled
 
-from w4afp8.kernels import build, schedules
+from w4afp8.kernels import schedules
 from w4afp8.kernels.schedules import Schedule
 
 CLUSTERS = [row for row in schedules.ROWS if row.cluster > 1]
@@ -27,7 +26,7 @@ COUNTS = {
 
 
 class Segment(NamedTuple):
-    """A line of walk_host."""
+    """A line of host/walk.cpp."""
 
     block: int
     expert: int
@@ -49,17 +48,12 @@ Walk = Callable[[Schedule, int, int, int, list[int]], list[Segment]]
 @pytest.fixture(scope="session")
 def walk(tmp_path_factory: pytest.TempPathFactory) -> Walk:
     """(row, blocks, N, K, rows of each expert) -> what the blocks do."""
-    compiler = shutil.which("g++") or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    program = tmp_path_factory.mktemp("walk") / "walk"
-    source = Path(__file__).parent / "walk_host.cpp"
-    subprocess.run([compiler, "-std=c++20", "-O1", f"-I{build.CSRC}", str(source), "-o", str(program)], check=True)
+    program = compiled("walk", tmp_path_factory.mktemp("walk"))
 
     def run(row: Schedule, blocks: int, rows: int, cols: int, counts: list[int]) -> list[Segment]:
         numbers = (row.consumers, row.max_tokens, row.stage_groups, row.cluster, blocks, row.split_groups, rows, cols)
         words = [str(n) for n in (*numbers, *counts)]
-        out = subprocess.run([str(program), *words], check=True, capture_output=True, text=True).stdout
+        out = subprocess.run([program, *words], check=True, capture_output=True, text=True).stdout
         return [Segment(*map(int, line.split())) for line in out.splitlines()]
 
     return run

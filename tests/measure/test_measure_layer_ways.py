@@ -57,19 +57,20 @@ def test_a_kernel_of_any_name_is_a_way(
 
 def test_ours_stands_when_the_peer_fails(script: ModuleType, stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(script, "LAYERS", {"wide": WIDE})
+    CellError = importlib.import_module("worker").CellError
 
     class Fails(InProcess):
         def send(self, verb: str, *words: Any) -> None:
             try:
                 super().send(verb, *words)
             except RuntimeError as error:
-                raise script.CellError(str(error)) from None
+                raise CellError(str(error)) from None
 
     server = script.Server(stand)
     server.theirs["wide"] = Peer()
     found = script.measure(Fails("layers", server), "wide", 8, MACHINE, "other")
     assert next(found)[0].peer is None
-    with pytest.raises(script.CellError, match="no such kernel"):
+    with pytest.raises(CellError, match="no such kernel"):
         next(found)
     ((cell, _),) = script.measure(Fails("layers", server), "wide", 1, MACHINE, "other")
     assert cell.peer == PeerTime("other", 3.0, 0.1, "tile") and cell.ratio == 0.3

@@ -1,25 +1,13 @@
 // Walks schedule.cuh on the CPU: prints every segment of every block for one problem.
 //
-//   walk_host CONSUMERS MAX_TOKENS STAGE_GROUPS CLUSTER BLOCKS SPLIT_GROUPS ROWS COLS count of expert 0, 1, ...
+//   walk CONSUMERS MAX_TOKENS STAGE_GROUPS CLUSTER BLOCKS SPLIT_GROUPS ROWS COLS count of expert 0, 1, ...
 //
 // One line a segment: block expert row_tile first_row tokens first_group groups first_peer end_peer owner shared last.
-#include <algorithm>
-#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
 
-#define __device__
-#define __forceinline__ inline
-struct Index {
-  int x;
-};
-static Index blockIdx, gridDim, threadIdx;
-using std::max;
-using std::min;
-static uint64_t __shfl_up_sync(unsigned, uint64_t value, int) { return value; }
-static void __syncthreads() {}
-
+#include "device.h"
 #include "sm90/grouped_gemm/schedule.cuh"
 
 using namespace w4afp8::grouped_gemm;
