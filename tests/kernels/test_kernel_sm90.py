@@ -194,3 +194,37 @@ def test_offsets_that_arrive_when_they_are_planned_already(row, ready):
         expected = reference.grouped_gemm(call)
         assert offsets.tolist() != before and relative_error(found.cpu(), expected.cpu().double()) < 4e-3
         assert torch.equal(found, sm90.grouped_gemm(call, row))
+
+
+@pytest.mark.parametrize("row", schedules.ROWS, ids=lambda r: f"{r.kernel}-{r.split_groups}")
+def test_a_graph_whose_routing_changes(row):
+    """In a graph the GEMM begins while the launch that writes the offsets runs: it finds those of the replay before."""
+    tokens, experts, cols = 40, 12, 1024
+    made = make([1] * experts, 448, cols, scale_type=SCALES[row.weight_scales][0])
+    weight, scale = reference.prepack(made.weight.cuda(), made.weight_scale.cuda())
+    wide = torch.randn(tokens, cols, device="cuda", dtype=torch.bfloat16)
+    x, x_scale = (
+        torch.empty((tokens, cols), dtype=torch.float8_e4m3fn, device="cuda"),
+        torch.empty(tokens, device="cuda"),
+    )
+    rows, offsets = (torch.zeros(n, dtype=torch.int32, device="cuda") for n in (tokens, experts + 1))
+    ids = torch.zeros((tokens, 1), dtype=torch.int32, device="cuda")
+    by_group = torch.rand((tokens, cols // 128), device="cuda")
+    call = GemmCall(x, by_group if row.group_scale else x_scale, weight, scale, offsets, torch.bfloat16, "sm90", True)
+    out = torch.empty((tokens, 448), dtype=torch.bfloat16, device="cuda")
+
+    def both():
+        torch.ops.w4afp8_sm90.route_quantize(wide, None, ids, 0, x, x_scale, rows, offsets)
+        sm90.grouped_gemm(call, row, out=out)
+
+    both()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        both()
+    for turn in range(30):
+        ids.copy_(torch.randint(0, 1 + turn % experts, (tokens, 1)))
+        out.fill_(float("nan"))
+        graph.replay()
+        found = out.clone()
+        assert relative_error(found.cpu(), reference.grouped_gemm(call).cpu().double()) < 4e-3, turn

@@ -83,8 +83,8 @@ __device__ __forceinline__ void promote(float (&acc)[kTokens / 2], const float (
       const int t = 8 * j + 2 * (threadIdx.x % 4);  // this instance is not written for speed
       const int groups = p.cols / kTileCols;
       const float* scale = p.x_scale + static_cast<size_t>(s.first_row + t) * groups + s.first_group + group;
-      left = t < s.tokens ? __ldg(scale) : 0.0f;
-      right = t + 1 < s.tokens ? __ldg(scale + groups) : 0.0f;
+      left = t < s.tokens ? *scale : 0.0f;
+      right = t + 1 < s.tokens ? scale[groups] : 0.0f;
     }
     if constexpr (C::kGroupScale) {
       acc[4 * j + 0] += scale_upper * left * product[4 * j + 0];

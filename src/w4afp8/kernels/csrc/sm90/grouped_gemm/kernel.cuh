@@ -33,7 +33,7 @@ __device__ __forceinline__ void consume(const Arguments& args, typename C::Smem&
 
   float2 scale[kTokens / 8];
   if (C::kGroupScale || p.x_scale_stride == 0) {
-    const float all = kCodeUnit * (C::kGroupScale ? 1.0f : __ldg(p.x_scale));
+    const float all = kCodeUnit * (C::kGroupScale ? 1.0f : *p.x_scale);
 #pragma unroll
     for (int j = 0; j < kTokens / 8; ++j) scale[j] = {all, all};
   } else {
@@ -94,8 +94,8 @@ __global__ void __launch_bounds__(C::kThreads, C::kRoom) kernel(const __grid_con
   // Nothing that the kernel before writes is needed to plan but offsets.  Where an earlier kernel wrote them, they are
   // there; else they are the last routing's, or nonsense.  What they say now is planned, and looked at again.
   const int row_tiles = divide_up(args.p.rows, kTileRows * C::kConsumers * C::kCluster);
-  const Offsets<C::kThreads> early(args.p);
-  make_plan<C::kThreads>(args.p, early, row_tiles, C::kMaxTokens, smem.plan);
+  Offsets<C::kThreads> offsets(args.p);
+  make_plan<C::kThreads>(args.p, offsets, row_tiles, C::kMaxTokens, smem.plan);
   const bool loads = threadIdx.x == 128 * C::kConsumers;
   if (loads) begin_early<C>(args, smem);
   bool changed = false;
@@ -103,10 +103,11 @@ __global__ void __launch_bounds__(C::kThreads, C::kRoom) kernel(const __grid_con
     wait_for_previous();
     const Offsets<C::kThreads> now(args.p);
     if (loads) follow_early<C>(args, smem);
-    changed = now.differ(early);
+    changed = now.differ(offsets);
+    offsets = now;
   }
   if (__syncthreads_or(changed)) {
-    make_plan<C::kThreads>(args.p, Offsets<C::kThreads>(args.p), row_tiles, C::kMaxTokens, smem.plan);
+    make_plan<C::kThreads>(args.p, offsets, row_tiles, C::kMaxTokens, smem.plan);
     if (loads) begin_again<C>(args.p, smem);
     __syncthreads();
   }

@@ -1,5 +1,5 @@
-// Which tile a block works on next.  A tile is (expert, block of rows, run of tokens); tiles are counted from the expert
-// offsets on the device, so nothing waits for the host.
+// Which tile a block works on next.  A tile is (expert, block of rows, run of tokens); tiles are counted from the
+// expert offsets on the device, so nothing waits for the host.
 //
 // A team is a block, or the blocks of a cluster; the tiles of a team's blocks lie side by side, and count as one tile.
 // Whole waves of tiles go round robin.  What is left, less than one tile a team, is split along K: team c takes the
@@ -27,6 +27,12 @@ struct Team {
   __device__ static int rank() { return kSize == 1 ? 0 : blockIdx.x % kSize; }
 };
 
+// Of a count of experts and tiles.  Offsets that are nonsense may make more than an int holds, and are not to be worked
+// on.
+__device__ __forceinline__ int tiles_of(uint64_t count) {
+  return static_cast<int>(min(count & ((uint64_t{1} << 48) - 1), uint64_t{INT_MAX / 2}));
+}
+
 // All threads of the block; ends with a barrier.
 template <int kThreads>
 __device__ void make_plan(const Params& p, const Offsets<kThreads>& offsets, int row_tiles, int max_tokens,
@@ -52,7 +58,7 @@ __device__ void make_plan(const Params& p, const Offsets<kThreads>& offsets, int
       plan.expert[slot] = e;
       plan.first_row[slot] = offsets.first[i];
       plan.rows[slot] = rows;
-      plan.tile_end[slot] = static_cast<int>(sum);
+      plan.tile_end[slot] = tiles_of(sum);
     }
     before += total;
     __syncthreads();
@@ -60,13 +66,13 @@ __device__ void make_plan(const Params& p, const Offsets<kThreads>& offsets, int
   if (threadIdx.x < kSearched) plan.tile_end[(before >> 48) + threadIdx.x] = INT_MAX;
   if (threadIdx.x == 0) {
     plan.active = static_cast<int>(before >> 48);
-    plan.tiles = static_cast<int>(before);
+    plan.tiles = tiles_of(before);
   }
   __syncthreads();
 }
 
-// One team's walk over its segments, for one thread; the blocks of a team see the same ones.  Along K it counts in stages of
-// `stage_groups` scale groups.
+// One team's walk over its segments, for one thread; the blocks of a team see the same ones.  Along K it counts in
+// stages of `stage_groups` scale groups.
 template <int kTeamSize>
 class Walk {
   using Own = Team<kTeamSize>;
