@@ -19,6 +19,8 @@ CASES = {  # tokens, experts, top_k, first local expert, experts routed to, hidd
     "down rows off the tile": (33, 8, 3, 0, 8, 768, 256),
     "more tokens than blocks": (300, 300, 8, 0, 300, 256, 256),
     "long rows": (8, 4, 2, 0, 4, 2048, 1024),
+    "tiles are handed out": (150, 64, 4, 0, 64, 2048, 256),
+    "longer tiles are handed out": (70, 48, 4, 0, 48, 2560, 768),
     "few pairs, more rows than a run": (20, 2, 2, 0, 2, 512, 512),
     "few pairs, one of several stages a tile": (5, 3, 2, 0, 3, 512, 1280),
     "few pairs here of many": (64, 4, 4, 8, 64, 512, 512),
@@ -115,6 +117,18 @@ def test_types_and_no_limit(kernel):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("kernel", [*layers.ROWS, False], ids=lambda r: r.kernel if r else "several launches")
+def test_a_nan_stays_one_under_a_limit_and_in_its_token(kernel):
+    made = problem(5, 6, 2, 0, 6, 512, 256)
+    others, expected = [0, 1, 3, 4], truth(made, limit=0.5)
+    made[0][2, 7] = float("nan")
+    arguments, named = on_gpu(made, limit=0.5)
+    found = sm90.fused_moe(MoECall(*arguments, **named), kernel, out=torch.zeros_like(arguments[0]))
+    assert found[2].isnan().all()
+    assert close(found[others], expected[others])
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("kernel", layers.ROWS, ids=lambda r: r.kernel)
 def test_one_expert_has_every_token(kernel):
     x, ids, weights, packed, plain, begin = problem(64 if kernel is FEW else 150, 5, 1, 0, 5, 256, 256)
@@ -167,7 +181,7 @@ def test_a_rank_expects_its_share_of_the_pairs():
 
 def test_a_layer_that_one_launch_cannot_run_says_why():
     refusals = N16.refusals(layer(1200, experts=600, hidden=7168 + 128))
-    assert [w.split()[0] for w in refusals] == ["9600", "600", "hidden", "experts", "inner"]
+    assert [w.split()[0] for w in refusals] == ["9600", "600", "hidden", "experts"]
 
 
 def test_few_pairs_have_a_kernel_of_their_own_as_far_as_it_holds():

@@ -12,8 +12,8 @@ constexpr int kThreads = 256;
 // read twice.
 template <int kPieces>
 __global__ void __launch_bounds__(kThreads) activate_kernel(Activation p) {
+  const int lane = threadIdx.x % 32, rows = *p.rows;  // the kernel before has read them, too
   wait_for_previous();
-  const int lane = threadIdx.x % 32, rows = *p.rows;
   const auto product = [&](const Raw<false>& raw_gate, const Raw<false>& raw_up) {
     const Eight gate = widen<false>(raw_gate, p.type), up = widen<false>(raw_up, p.type);
     Eight h;

@@ -8,13 +8,13 @@ namespace {
 constexpr int kThreads = 256;
 
 // out[t] = factor * sum over choices of weight * down[row].  A block sums `pieces` times 2048 columns of a token, and
-// looks up its choices once: those that are here.
+// looks up its choices once: those that are here.  Rows and weights are older than the kernel before, which writes
+// `down` and has waited for the one that read its rows: they are looked up while it runs.
 __global__ void __launch_bounds__(kThreads) combine_kernel(Combine p, int pieces) {
   __shared__ int rows[kMaxTopK];
   __shared__ float weights[kMaxTopK];
   __shared__ int here;
   const int token = blockIdx.x, lane = threadIdx.x;
-  wait_for_previous();
   if (lane < 32) {
     int count = 0;
 #pragma unroll 1
@@ -28,14 +28,24 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(Combine p, int pieces
     }
     if (lane == 0) here = count;
   }
+  wait_for_previous();
   __syncthreads();
   p.top_k = here;
   uint16_t* out = static_cast<uint16_t*>(p.out) + static_cast<size_t>(token) * p.cols;
   for (int piece = blockIdx.y * pieces, last = piece + pieces; piece < last; ++piece) {
     const int at = (piece * kThreads + threadIdx.x) * 8;
     if (at >= p.cols) return;
-    *reinterpret_cast<uint4*>(out + at) = p.top_k <= 2 ? weighted_sum<false, 2>(p, rows, weights, at)
-                                                       : weighted_sum<false>(p, rows, weights, at);
+    const auto sum = [&]<int kAtOnce>() {
+      return weighted_sum<kAtOnce>(p, weights, [&](int first, float (&)[kAtOnce], Raw<false> (&x)[kAtOnce]) {
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          const size_t from = first + i < p.top_k ? static_cast<size_t>(rows[first + i]) * p.cols + at : 0;
+          x[i] = first + i < p.top_k ? load_raw<false>(p.down, from) : Raw<false>{};
+        }
+      });
+    };
+    *reinterpret_cast<uint4*>(out + at) =
+        p.top_k <= 2 ? sum.template operator()<2>() : sum.template operator()<kChoicesAtOnce>();
   }
 }
 

@@ -8,6 +8,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kMaxPieces = 4;  // pieces of eight a thread keeps in registers: rows of up to 8192 values in one read
+constexpr int kEarlyTokens = 1024;  // about as many blocks as are there while rows are still found
 
 // One block a token.  The row is read once, its largest value found, and the quantized row written wherever it is
 // wanted: to its own place, or to the row of each of its pairs.
@@ -15,20 +16,29 @@ template <bool kFloat, bool kScatter, bool kRoutes>
 __global__ void __launch_bounds__(kThreads) quantize_kernel(Quantize p, Routing r) {
   __shared__ int rows_here[kMaxTopK];
   extern __shared__ int ids[];
-  wait_for_previous();
   const int token = blockIdx.x;
+  const size_t begin = static_cast<size_t>(token) * p.cols;
+  Raw<kFloat> kept[kMaxPieces];
+  const auto read = [&] {
+#pragma unroll
+    for (int i = 0; i < kMaxPieces; ++i) {
+      const int at = (i * kThreads + threadIdx.x) * 8;
+      kept[i] = at < p.cols ? load_raw<kFloat>(p.x, begin + at) : Raw<kFloat>{};
+    }
+  };
   if constexpr (kScatter && !kRoutes) {
+    // The kernel before finds rows, and has waited for whatever wrote x.
+    const bool early = token < kEarlyTokens;
+    if (early) read();
+    wait_for_previous();
     int row = -1;
     if (threadIdx.x < r.top_k) row = rows_here[threadIdx.x] = r.rows[token * r.top_k + threadIdx.x];
     // All its experts are other ranks'; but the first block has a static scale to leave.
     if (!__syncthreads_or(row >= 0) && token > 0) return;
-  }
-  const size_t begin = static_cast<size_t>(token) * p.cols;
-  Raw<kFloat> kept[kMaxPieces];
-#pragma unroll
-  for (int i = 0; i < kMaxPieces; ++i) {
-    const int at = (i * kThreads + threadIdx.x) * 8;
-    kept[i] = at < p.cols ? load_raw<kFloat>(p.x, begin + at) : Raw<kFloat>{};
+    if (!early) read();
+  } else {
+    wait_for_previous();
+    read();
   }
   float amax = 0.0f;
 #pragma unroll

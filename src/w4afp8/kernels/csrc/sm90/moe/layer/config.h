@@ -22,6 +22,8 @@ constexpr int kConsumerThreads = 128 * kConsumers;
 constexpr int kThreads = kConsumerThreads + 128;  // a warp loads weights, one activations, one plans, one clears
 constexpr int kSegments = 4;         // tiles that are planned ahead
 constexpr int kInFlight = 2;         // stages of weights asked for and not there yet
+constexpr int kTailStages = 16;      // of the second phase, a block: whole tiles, handed out to who has done its share,
+constexpr int kTailPart = 3;         // and no more than one in so many
 constexpr int kAhead = 3;            // stages fetched into L2 while a phase's first ring is full and waits
 constexpr int kMaxExperts = 512;     // what the plan in shared memory holds
 constexpr int kMaxPairs = 4096;
@@ -72,9 +74,11 @@ constexpr int most_active(int pairs) { return pairs < kMaxExperts ? pairs : kMax
 template <int kPairs>
 struct Signals {
   uint32_t tokens_ready;                                  // parts of tokens quantized
+  uint32_t groups_ready;                                  // of 128 columns of a run, requantized
+  uint32_t tiles_taken;                                   // of those that are handed out
   uint32_t blocks_done;                                   // blocks whose tiles are stored
   uint32_t activated[most_runs(kPairs)];                  // 64-column pieces of a run's activation
-  uint32_t run_ready[most_runs(kPairs)];                  // its requantized rows
+  uint32_t run_ready[most_runs(kPairs)];                  // its requantized groups
   uint32_t largest[kPairs];                               // activated value of a row: the bits of a float >= 0
 };
 template <int kPairs>
@@ -114,7 +118,7 @@ struct Plan {
   uint32_t count[kMaxExperts];         // rows, by expert; then scratch of find_rows
   uint16_t expert_row[kMaxExperts];    // first row, by expert
   uint16_t expert_block8[kMaxExperts];
-  uint16_t id[kPairs];                 // local expert of each pair, `experts` for none
+  alignas(16) uint16_t id[kPairs];     // local expert of each pair, `experts` for none
   // by slot, the active experts in order
   uint16_t expert[most_active(kPairs)];
   uint16_t rows[most_active(kPairs)];
@@ -174,7 +178,6 @@ struct Config {
     float warp_max[kConsumerThreads / 32];
     std::conditional_t<kFew, FewShared, Nothing> few;
     int token_rows[kMaxTopK];  // of the token at hand: place of each choice in q (of few pairs: its row), or -1
-    uint32_t last[kConsumers];
     uint32_t set;
     Plan plan;
   };

@@ -8,7 +8,8 @@ namespace w4afp8::moe::layer {
 
 constexpr float kCodeUnit = 512.0f;  // codes are multiplied as code * 2^-9
 
-// Named barriers; 0 is the whole block's.  Gate and up warpgroups of a pair p share the two of the second and third row.
+// Named barriers; 0 is the whole block's.  Gate and up warpgroups of a pair p share the two of the second and third
+// row.
 __device__ __forceinline__ int own_barrier(int consumer) { return 1 + consumer; }
 __device__ __forceinline__ int gate_full(int pair) { return 5 + pair; }
 __device__ __forceinline__ int gate_empty(int pair) { return 7 + pair; }
@@ -100,9 +101,8 @@ __device__ __forceinline__ void leave_activated(float* place, float v) {
   }
 }
 
-// Consumers 0 and 1 hold gate products, 2 and 3 the up products of the same columns.  Whoever completes a run's last
-// columns requantizes its rows; when tiles are few another warp does (requantize.cuh), and values and maxima are their
-// own signal.
+// Consumers 0 and 1 hold gate products, 2 and 3 the up products of the same columns.  Other warps requantize what they
+// leave (requantize.cuh); of few pairs in few tiles, values and maxima are their own signal.
 template <class C>
 __device__ __forceinline__ void activate(const Arguments<C>& args, typename C::Smem& smem, const Segment& s,
                                          const Place& at, const uint32_t (&words)[C::kTokens / 4], bool& gate_used) {
@@ -162,13 +162,7 @@ __device__ __forceinline__ void activate(const Arguments<C>& args, typename C::S
   named_arrive(gate_empty(pair), 256);
   if (few_tiles) return;
   ptx::named_barrier(own_barrier(at.consumer), 128);
-  if (at.thread == 0) smem.last[at.consumer] = exchange_add(&signals.activated[s.run]);
-  ptx::named_barrier(own_barrier(at.consumer), 128);
-  if (smem.last[at.consumer] + 1 != static_cast<uint32_t>(p.inner / kTileRows)) return;
-  quantize_run<C>(p, s, signals.largest, few, at.thread);
-  if constexpr (C::kFew) return;
-  ptx::named_barrier(own_barrier(at.consumer), 128);
-  if (at.thread == 0) release_add(&signals.run_ready[s.run]);
+  if (at.thread == 0) release_add(&signals.activated[s.run]);
 }
 
 // A warp's sixteen weight rows leave by themselves, transposed through shared memory: 32 bytes a token, a whole sector,

@@ -1,8 +1,8 @@
 // A whole layer of routed experts for few rows an expert, in one launch.  Blocks stay for the whole layer, one a
 // multiprocessor, and tell each other by signals in memory what is ready, where five launches would drain and fill the
-// machine five times.  Order of a block: plan, quantize its tokens, gate_up tiles (the last block at a run activates and
-// requantizes it; few pairs: each its own), down tiles, and when every block has done so (few pairs: as products come)
-// its part of the weighted sums.
+// machine five times.  Order of a block: plan, quantize its tokens, gate_up tiles (the last block at a run activates
+// and requantizes it; few pairs: each its own), down tiles, and when every block has done so (few pairs: as products
+// come) its part of the weighted sums.
 #pragma once
 #include "../../overlap.cuh"
 #include "combine.cuh"
@@ -18,8 +18,9 @@ __device__ void consume(const Arguments<C>& args, typename C::Smem& smem) {
   Ring<kSegments> segments;
   Ring<C::kStages> ring;
   Segment s;
-  bool gate_used = false;
+  bool gate_used = false, multiplied = false;
   while (next_segment<true>(smem, segments, s)) {
+    multiplied = true;
     float acc[C::kTokens / 2];
     float2 x_scale[C::kTokens / 8];
     multiply<C>(p, smem, ring, s, at, acc, x_scale);
@@ -41,15 +42,20 @@ __device__ void consume(const Arguments<C>& args, typename C::Smem& smem) {
     ptx::barrier_wait(&smem.few.rows_known, 0);
     combine_few(p, args.few.down, smem.few.rows);
   } else {
+    typename C::Signals& signals = args.state->signals[smem.set];
     ptx::named_barrier(15, kConsumerThreads);
+    if (threadIdx.x == 0) release_add(&signals.blocks_done);
+    // Rows and weights are looked up while other blocks still multiply.  Whoever has multiplied knows that they are
+    // there.
+    if (!multiplied) await(&signals.tokens_ready, p.routing.tokens * token_parts(p));
+    const Sums<kSumPieces> mine(p);
+    const Choices held = look_up(p, mine);
     if (threadIdx.x == 0) {
-      typename C::Signals& signals = args.state->signals[smem.set];
-      release_add(&signals.blocks_done);
       await(&signals.blocks_done, gridDim.x);
       if (blockIdx.x == 0) ++args.state->launches;  // every block has read it
     }
     ptx::named_barrier(15, kConsumerThreads);
-    combine(p);
+    combine(p, mine, held);
   }
 }
 
@@ -82,6 +88,8 @@ __device__ void tend_few(const Arguments<C>& args, typename C::Smem& smem) {
   }
   if (tiles_are_few(p, smem.plan.runs)) {
     requantize_tiles<C>(p, smem.plan, *args.few.values, args.few.rows[smem.set]);
+  } else {
+    requantize_groups<C>(p, smem.plan, state.signals[smem.set], args.few.rows[smem.set]);
   }
   if (first && blockIdx.x == 0) {
     await(&blocks_done, gridDim.x);
@@ -127,19 +135,27 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ar
         load_activations<C>(p, smem, signals);
       }
     }
-    if (warp == 4 * kConsumers + 2 && ptx::elect_one()) plan_segments<C>(p, smem);
+    if (warp == 4 * kConsumers + 2 && ptx::elect_one()) plan_segments<C>(p, smem, signals);
     if (warp == 4 * kConsumers + 3) {
       clear_other_set<C>(args, smem.set ^ 1);
-      if constexpr (C::kFew) tend_few<C>(args, smem);
+      if constexpr (C::kFew) {
+        tend_few<C>(args, smem);
+      } else {
+        requantize_groups<C>(p, smem.plan, signals, nullptr);
+      }
     }
   } else {
     if constexpr (C::kMovesRegisters) ptx::registers_take<C::kConsumerRegisters>();
-    for (int unit = blockIdx.x; unit < token_units; unit += gridDim.x) {
-      if (unit != static_cast<int>(blockIdx.x)) read_token(p, unit / parts, held);
+    int quantized = 0;
+    for (int unit = blockIdx.x; unit < token_units; unit += gridDim.x, ++quantized) {
+      const int following = unit + static_cast<int>(gridDim.x);
+      Token next;
+      if (!C::kFew && following < token_units) read_token(p, following / parts, next);
       FewRow* few = C::kFew ? args.few.rows[smem.set] : nullptr;
       quantize_token<C>(p, smem, few, unit / parts, unit % parts, held);
-      if (!C::kFew && threadIdx.x == 0) release_add(&signals.tokens_ready);
+      if constexpr (!C::kFew) held = next;
     }
+    if (!C::kFew && threadIdx.x == 0 && quantized > 0) release_add(&signals.tokens_ready, quantized);
     consume<C>(args, smem);
   }
 }

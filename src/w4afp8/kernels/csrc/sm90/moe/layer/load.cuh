@@ -1,5 +1,6 @@
-// The two loading threads, and the one that plans for them.  Weights depend on nothing but the plan, so their thread runs
-// ahead as far as the ring is deep, over the end of a phase too; activations wait until other blocks have written them.
+// The two loading threads, and the one that plans for them.  Weights depend on nothing but the plan, so their thread
+// runs ahead as far as the ring is deep, over the end of a phase too; activations wait until other blocks have written
+// them.
 #pragma once
 #include "../../../ptx/copy.cuh"
 #include "../../queue.cuh"
@@ -10,8 +11,8 @@ namespace w4afp8::moe::layer {
 
 // Hands planned segments to the loading threads and the consumer warps, in order.
 template <class C>
-__device__ void plan_segments(const Layer& p, typename C::Smem& smem) {
-  Walk<C> walk(p, smem.plan);
+__device__ void plan_segments(const Layer& p, typename C::Smem& smem, typename C::Signals& signals) {
+  Walk<C> walk(p, smem.plan, &signals.tiles_taken);
   Ring<kSegments> ring;
   for (bool more = true; more;) {
     Segment s{};
@@ -126,13 +127,16 @@ __device__ void load_activations(const Layer& p, typename C::Smem& smem, const t
   Ring<C::kStages> ring;
   Segment s;
   int seen = -2;  // run whose rows are known to be there; -1: every run's of the first phase
+  bool all = false;  // are every run's of the second?
   while (next_segment<false>(smem, segments, s)) {
     const int wanted = s.phase == kGateUp ? -1 : s.run;
-    if (seen != wanted) {
+    if (seen != wanted && !all) {
       if (s.phase == kGateUp) {
         await(&signals.tokens_ready, p.routing.tokens * token_parts(p));
       } else {
-        await(&signals.run_ready[s.run], 1);
+        const uint32_t groups = p.weight[kDown].groups;
+        all = acquire(&signals.groups_ready) == smem.plan.runs * groups;
+        if (!all) await(&signals.run_ready[s.run], groups);
       }
       expect_from_stores();
       seen = wanted;

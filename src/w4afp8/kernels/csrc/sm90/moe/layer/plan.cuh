@@ -1,8 +1,13 @@
 // Every block finds by itself which experts have rows, and which tiles it multiplies.
 //
-// A phase's work is its tiles (run of rows x block of weight rows) times their stages along K, in one line; block c gets
-// the c-th equal share.  A tile that is cut belongs to the block that has its first stage: the others leave partial
-// sums, which it adds in block order, so the result is the same on every run.
+// A phase's work is its tiles (run of rows x block of weight rows) in one line.  First come those that are less than
+// one a block, cut along K: their tiles times stages lie in one line, too, of which block c gets the c-th equal share.
+// A tile that is cut belongs to the block that has its first stage: the others leave partial sums, which it adds in
+// block order, so the result is the same on every run.  Then come whole tiles, wave by wave: so experts are done one
+// after the other, and the second phase begins with rows that have long been there.
+//
+// Memory does not serve all blocks alike: when a layer ends they are microseconds apart.  So the last waves are handed
+// out, one tile after the other, to whoever asks first.
 #pragma once
 #include "../../scan.cuh"
 #include "../pairs.cuh"
@@ -16,16 +21,26 @@ __device__ void make_plan(const Layer& p, typename C::Plan& plan) {
   constexpr int kTokens = C::kTokens;
   const Routing& r = p.routing;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, pairs = r.tokens * r.top_k;
-  const int first = static_cast<int>(threadIdx.x) < pairs ? expert_of(r, threadIdx.x) : 0;  // under way over the barrier
+  constexpr int kHere = C::kPairs > kThreads ? 4 : 1;  // pairs of a thread whose loads are under way together
+  int id[kHere];
+  const auto read = [&](int begin) {
+#pragma unroll
+    for (int i = 0; i < kHere; ++i) {
+      const int pair = begin + i * kThreads;
+      id[i] = pair < pairs ? expert_of(r, pair) : -1;
+    }
+  };
+  read(threadIdx.x);
   for (int e = threadIdx.x; e < kMaxExperts; e += kThreads) plan.count[e] = 0;
   __syncthreads();
-  const auto count = [&](int pair, int e) {
-    plan.id[pair] = static_cast<uint16_t>(e);
-    if (e < r.experts) atomicAdd(&plan.count[e], 1u);
-  };
-  if (static_cast<int>(threadIdx.x) < pairs) count(threadIdx.x, first);
-  if constexpr (C::kPairs > kThreads) {
-    for (int pair = threadIdx.x + kThreads; pair < pairs; pair += kThreads) count(pair, expert_of(r, pair));
+  for (int begin = threadIdx.x; begin < pairs; begin += kHere * kThreads) {
+    if (begin >= kThreads) read(begin);
+#pragma unroll
+    for (int i = 0; i < kHere; ++i) {
+      if (id[i] < 0) break;
+      plan.id[begin + i * kThreads] = static_cast<uint16_t>(id[i]);
+      if (id[i] < r.experts) atomicAdd(&plan.count[id[i]], 1u);
+    }
   }
   __syncthreads();
   // One running sum of four numbers: rows, eights of rows, runs, experts.
@@ -67,14 +82,10 @@ __device__ __forceinline__ int token_parts(const Layer& p) {
   return spare < 2 ? 1 : spare < 4 ? 2 : spare < 8 ? 4 : 8;
 }
 
-// Where block c's equal share of a phase's work begins.
+// Where block c's equal share of so many units begins.
 struct Shares {
   int each, more;
-  __device__ Shares(const Layer& p, int runs, Phase phase) {
-    const int units = runs * p.row_tiles[phase] * p.stages[phase], blocks = gridDim.x;
-    each = units / blocks;
-    more = units - each * blocks;
-  }
+  __device__ explicit Shares(int units) : each(units / static_cast<int>(gridDim.x)), more(units - each * gridDim.x) {}
   __device__ int begin(int c) const { return c * each + min(c, more); }
   // The first block whose share begins at `unit` or later.
   __device__ int block_from(int unit) const {
@@ -88,43 +99,23 @@ __device__ __forceinline__ bool tiles_are_few(const Layer& p, int runs) {
   return runs * p.row_tiles[kGateUp] <= 2 * static_cast<int>(gridDim.x);
 }
 
-// One block's walk over its segments.  One thread takes it, and a block may ask for a tile every microsecond: a step
-// divides and searches nothing.
+// One block's walk over its segments, for one thread.
 template <class C>
 class Walk {
   static constexpr int kTokens = C::kTokens;
   using Plan = typename C::Plan;
 
  public:
-  __device__ Walk(const Layer& p, const Plan& plan) : p_(p), plan_(plan), shares_(p, plan.runs, kGateUp) { enter(kGateUp); }
+  // `taken` counts the tiles that were handed out; of few pairs none are.
+  __device__ Walk(const Layer& p, const Plan& plan, uint32_t* taken) : p_(p), plan_(plan), taken_(taken), shares_(0) {
+    enter(kGateUp);
+  }
 
   __device__ bool next(Segment& s) {
-    if (unit_ >= unit_end_) {
-      if (phase_ == kDown) return false;
-      enter(kDown);
-      if (unit_ >= unit_end_) return false;
-    }
-    const int count = min(stages_ - stage_, unit_end_ - unit_);
-    s.phase = phase_;
-    s.stages = count;
-    s.row_tile = row_tile_;
-    s.weight_stage = weight_stage_ + row_tile_ * tile_stages_ + stage_;
-    s.run = first_run_ + run_;
-    s.first_row = first_row_ + run_ * kTokens;
-    s.block8 = block8_ + run_ * (kTokens / 8);
-    s.tokens = min(kTokens, rows_ - run_ * kTokens);
-    s.first_stage = stage_;
-    s.owner = stage_ == 0;
-    s.peers = s.owner && count < stages_ ? shares_.block_from(unit_ + stages_) - 1 - static_cast<int>(blockIdx.x) : 0;
-    s.shared = runs_ > 1;
-    unit_ += count;
-    stage_ = 0;  // whoever stops inside a tile has nothing more in this phase
-    if (++run_ < runs_) return true;
-    run_ = 0;  // runs that share weights are neighbours
-    if (++row_tile_ < row_tiles_) return true;
-    row_tile_ = 0;
-    if (unit_ < unit_end_) stand_in(slot_ + 1);
-    return true;
+    if (step(s)) return true;
+    if (phase_ == kDown) return false;
+    enter(kDown);
+    return step(s);
   }
 
  private:
@@ -135,25 +126,52 @@ class Walk {
     // A gate_up tile takes two neighbouring row blocks of each half, a down tile four.
     tile_stages_ = (phase == kGateUp ? kConsumers / 2 : kConsumers) * stages_;
     expert_stages_ = p_.weight[phase].row_blocks * stages_;
-    shares_ = Shares(p_, plan_.runs, phase);
+    tiles_ = plan_.runs * row_tiles_;
+    const int blocks = gridDim.x, waves = tiles_ / blocks, cut = tiles_ - waves * blocks;
+    const int handed_out = C::kFew || phase == kGateUp ? 0 : min(waves / kTailPart, kTailStages / stages_);
+    whole_ = tiles_ - handed_out * blocks;
+    shares_ = Shares(cut * stages_);
     unit_ = shares_.begin(blockIdx.x);
     unit_end_ = shares_.begin(blockIdx.x + 1);
-    if (unit_ >= unit_end_) return;
-    const int tile = unit_ / stages_;
-    stage_ = unit_ - tile * stages_;
-    int low = 0, high = plan_.active - 1;  // the slot of the first tile
-    while (low < high) {
-      const int middle = (low + high) / 2;
-      if (plan_.run_end[middle] * row_tiles_ > tile) {
-        high = middle;
-      } else {
-        low = middle + 1;
+    tile_ = cut + blockIdx.x;
+    if (tiles_ > 0) stand_in(0);
+  }
+
+  __device__ bool step(Segment& s) {
+    int tile = tile_, first = 0, count = stages_, peers = 0;
+    if (unit_ < unit_end_) {
+      tile = unit_ / stages_;
+      first = unit_ - tile * stages_;
+      count = min(stages_ - first, unit_end_ - unit_);
+      if (first == 0 && count < stages_) {
+        peers = shares_.block_from(unit_ + stages_) - 1 - static_cast<int>(blockIdx.x);
       }
+      unit_ += count;
+    } else if (tile < whole_) {
+      tile_ += gridDim.x;
+    } else {
+      if (C::kFew || whole_ == tiles_) return false;
+      tile = whole_ + static_cast<int>(atomicAdd(taken_, 1u));
+      if (tile >= tiles_) return false;
     }
-    stand_in(low);
+    int slot = slot_;
+    while (plan_.run_end[slot] * row_tiles_ <= tile) ++slot;
+    if (slot != slot_) stand_in(slot);
     const int local = tile - first_run_ * row_tiles_;
-    row_tile_ = local / runs_;
-    run_ = local - row_tile_ * runs_;
+    const int row_tile = runs_ == 1 ? local : local / runs_, run = local - row_tile * runs_;
+    s.phase = phase_;
+    s.stages = count;
+    s.row_tile = row_tile;
+    s.weight_stage = weight_stage_ + row_tile * tile_stages_ + first;
+    s.run = first_run_ + run;
+    s.first_row = first_row_ + run * kTokens;
+    s.block8 = block8_ + run * (kTokens / 8);
+    s.tokens = min(kTokens, rows_ - run * kTokens);
+    s.first_stage = first;
+    s.owner = first == 0;
+    s.peers = peers;
+    s.shared = runs_ > 1;
+    return true;
   }
 
   __device__ void stand_in(int slot) {
@@ -168,10 +186,12 @@ class Walk {
 
   const Layer& p_;
   const Plan& plan_;
+  uint32_t* taken_;
   Shares shares_;
   Phase phase_;
   int row_tiles_, stages_, tile_stages_, expert_stages_;
-  int unit_, unit_end_, stage_ = 0, row_tile_ = 0, run_ = 0;
+  int unit_, unit_end_;      // what is left of this block's share of the tiles that are cut
+  int tile_, whole_, tiles_;  // the next of its whole ones; where those end; where all end
   int slot_, first_run_, runs_, rows_, first_row_, block8_, weight_stage_;  // the expert it stands in
 };
 

@@ -29,6 +29,29 @@ __device__ __forceinline__ void read_token(const Layer& p, int token, Token& hel
   }
 }
 
+// How many of the first `pairs` go to expert `e`.  A warp.
+__device__ __forceinline__ int count_before(const uint16_t* ids, int pairs, int e) {
+  int found = 0;
+  for (int eight = threadIdx.x % 32; eight * 8 < pairs; eight += 32) {
+    const uint4 all = reinterpret_cast<const uint4*>(ids)[eight];
+    const uint32_t words[4] = {all.x, all.y, all.z, all.w};
+    const int left = pairs - eight * 8;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      found += 2 * i < left && static_cast<int>(words[i] & 0xffff) == e;
+      found += 2 * i + 1 < left && static_cast<int>(words[i] >> 16) == e;
+    }
+  }
+  return __reduce_add_sync(~0u, found);
+}
+
+// Four values that lie side by side.
+__device__ __forceinline__ uint32_t four_to_e4m3(float4 x, const Reciprocal& inverse) {
+  const float2 low = {inverse(x.x), inverse(x.y)}, high = {inverse(x.z), inverse(x.w)};
+  return __nv_cvt_float2_to_fp8x2(low, __NV_SATFINITE, __NV_E4M3) |
+         uint32_t{__nv_cvt_float2_to_fp8x2(high, __NV_SATFINITE, __NV_E4M3)} << 16;
+}
+
 // All consumers: finds the rows of the token's pairs and writes a part of its e4m3 row to each of them.
 template <class C>
 __device__ void quantize_token(const Layer& p, typename C::Smem& smem, FewRow* few, int token, int part,
@@ -51,9 +74,7 @@ __device__ void quantize_token(const Layer& p, typename C::Smem& smem, FewRow* f
   if (lane == 0) smem.warp_max[warp] = amax;
   for (int choice = warp; choice < r.top_k; choice += kConsumerThreads / 32) {
     const int pair = token * r.top_k + choice, e = plan.id[pair];
-    int rank = 0;
-    for (int other = lane; other < pair; other += 32) rank += plan.id[other] == e;
-    rank = __reduce_add_sync(~0u, rank);
+    const int rank = count_before(plan.id, pair, e);
     if (lane == 0) {
       const bool here = e < r.experts;
       smem.token_rows[choice] = !here ? -1 : rank + (C::kFew ? plan.expert_row[e] : plan.expert_block8[e] * 8);
@@ -95,46 +116,6 @@ __device__ void quantize_token(const Layer& p, typename C::Smem& smem, FewRow* f
     }
   }
   ptx::named_barrier(15, kConsumerThreads);
-}
-
-// One warpgroup: requantizes the activated rows of a run, whose largest values are known.  A warp takes 128 values of a
-// row at a time and has several such loads under way.
-template <class C>
-__device__ __forceinline__ void quantize_run(const Layer& p, const Segment& s, const uint32_t* largest, FewRow* few,
-                                             int thread) {
-  constexpr int kAtOnce = 4;
-  const int lane = thread % 32, groups = p.weight[kDown].groups, pieces = s.tokens * groups;
-  const float* fixed = p.static_scale[kDown];
-  for (int first = thread / 32; first < pieces; first += 4 * kAtOnce) {
-    float4 x[kAtOnce];
-    float scale[kAtOnce];
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const int piece = min(first + 4 * i, pieces - 1), row = s.first_row + piece / groups;
-      x[i] = __ldcg(reinterpret_cast<const float4*>(p.activated + static_cast<size_t>(row) * p.inner) +
-                    piece % groups * 32 + lane);
-      scale[i] = fixed != nullptr ? *fixed : __uint_as_float(__ldcg(largest + row));
-    }
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const int piece = first + 4 * i, row = piece / groups, place = s.block8 * 8 + row;
-      if (piece >= pieces) break;
-      const float real = fixed != nullptr ? scale[i] : __fdiv_rn(fmaxf(scale[i], kSmallestAmax), kLargest);
-      const Reciprocal inverse(real);
-      const float2 low = {inverse(x[i].x), inverse(x[i].y)}, high = {inverse(x[i].z), inverse(x[i].w)};
-      const uint32_t bytes = __nv_cvt_float2_to_fp8x2(low, __NV_SATFINITE, __NV_E4M3) |
-                             uint32_t{__nv_cvt_float2_to_fp8x2(high, __NV_SATFINITE, __NV_E4M3)} << 16;
-      const bool begins = lane == 0 && piece % groups == 0;
-      if constexpr (C::kFew) {
-        FewRow& to = few[s.first_row + row];
-        leave_word(&to.activated[piece % groups * 32 + lane], bytes);
-        if (begins) leave_word(&to.scale[kDown], never_absent(real));
-      } else {
-        *reinterpret_cast<uint32_t*>(p.q[kDown] + q_offset(place, groups, piece % groups * 128 + lane * 4)) = bytes;
-        if (begins) p.q_scale[kDown][place] = real;
-      }
-    }
-  }
 }
 
 }  // namespace w4afp8::moe::layer

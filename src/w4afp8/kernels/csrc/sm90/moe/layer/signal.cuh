@@ -15,17 +15,11 @@ __device__ __forceinline__ void await(const uint32_t* word, uint32_t value) {
   while (acquire(word) < value) {
   }
 }
-__device__ __forceinline__ void release_add(uint32_t* word) {
-  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(word) : "memory");
+__device__ __forceinline__ void release_add(uint32_t* word, uint32_t value = 1) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
 }
 __device__ __forceinline__ void add(uint32_t* word) {  // orders nothing
   asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(word) : "memory");
-}
-// How many had added before.
-__device__ __forceinline__ uint32_t exchange_add(uint32_t* word) {
-  uint32_t before;
-  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(word) : "memory");
-  return before;
 }
 
 // More words that are their own signal (own_signal.cuh).
