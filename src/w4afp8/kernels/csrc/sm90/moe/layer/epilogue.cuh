@@ -14,6 +14,7 @@ __device__ __forceinline__ int own_barrier(int consumer) { return 1 + consumer; 
 __device__ __forceinline__ int gate_full(int pair) { return 5 + pair; }
 __device__ __forceinline__ int gate_empty(int pair) { return 7 + pair; }
 __device__ __forceinline__ void named_arrive(uint32_t id, uint32_t threads) {
+  if constexpr (ptx::kForRacecheck) return ptx::named_barrier(id, threads);
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 

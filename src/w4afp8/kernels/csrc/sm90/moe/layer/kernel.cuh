@@ -108,11 +108,11 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ar
     for (int i = 0; i < C::kStages; ++i) {
       ptx::barrier_init(&smem.weights_full[i], 1);
       ptx::barrier_init(&smem.x_full[i], C::kFew ? C::kTokens : 1);
-      ptx::barrier_init(&smem.empty[i], 4 * kConsumers);
+      ptx::barrier_init(&smem.empty[i], 4 * kConsumers * ptx::kArrivals);
     }
     for (int i = 0; i < kSegments; ++i) {
       ptx::barrier_init(&smem.segment_full[i], 1);
-      ptx::barrier_init(&smem.segment_empty[i], kSegmentReaders);
+      ptx::barrier_init(&smem.segment_empty[i], kSegmentReaders<C>);
     }
     if constexpr (C::kFew) ptx::barrier_init(&smem.few.rows_known, 32);
     ptx::barrier_init_fence();
