@@ -9,7 +9,8 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
 }
 
 // The race checker does not know that a warp's load ends for all of its lanes together, nor always whom a bar.arrive
-// orders.  Built for it, every lane says that it has read, and whoever arrives waits, too.
+// orders.  Built for it, every lane says that it has read, and mbarriers stand in for
+// those.
 #ifdef W4AFP8_FOR_RACECHECK
 constexpr bool kForRacecheck = true;
 #else
