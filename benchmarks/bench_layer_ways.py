@@ -49,7 +49,7 @@ ROUNDS: tuple[dict[str, tuple[int, ...]], ...] = (
 
 
 def rows_by_name() -> dict[str, OneLaunch | None]:
-    """Every way of a layer: kernels of one launch; none: several launches."""
+    """Every way of a layer: kernels of one launch; None: several launches."""
     return {SEVERAL: None, **{row.kernel: row for row in tune.WAYS if row}}
 
 
