@@ -1,8 +1,8 @@
 // A whole layer of routed experts for few rows an expert, in one launch.  Blocks stay for the whole layer, one a
 // multiprocessor, and tell each other by signals in memory what is ready, where five launches would drain and fill the
-// machine five times.  Order of a block: plan, quantize its tokens, gate_up tiles (the last block at a run activates
-// and requantizes it; few pairs: each its own), down tiles, and when every block has done so (few pairs: as products
-// come) its part of the weighted sums.
+// machine five times.  Order of a block: plan, quantize its tokens, gate_up tiles, down tiles, and when every block has
+// done so (few pairs: as products come) its part of the weighted sums; beside the tiles a warp that does not multiply
+// requantizes its share of what the gate_up tiles have left.
 #pragma once
 #include "../../overlap.cuh"
 #include "combine.cuh"
