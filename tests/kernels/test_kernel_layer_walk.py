@@ -98,9 +98,11 @@ def check_phase(walked: Walked, phase: int, untaken: int) -> int:
     place = {tile: i for i, tile in enumerate(tiles)}
     parts: dict[int, list[Segment]] = defaultdict(list)
     own: dict[int, list[int]] = {block: [] for block in range(blocks)}
-    left, tickets, cut_stages = defaultdict(int), {}, dict.fromkeys(range(blocks), 0)
+    left, cut_stages = dict.fromkeys(range(blocks), 0), dict.fromkeys(range(blocks), 0)
+    tickets: dict[int, int] = {}
     cut = len(tiles) % blocks
     for s in walked.segments(phase):
+        assert (s.run, s.row_tile) in place, "a tile that is not there"
         at = place[s.run, s.row_tile]
         parts[at].append(s)
         own[s.block].append(at)
@@ -118,7 +120,7 @@ def check_phase(walked: Walked, phase: int, untaken: int) -> int:
         assert [s.block - found[0].block for s in found] == list(range(len(found))), "the owner adds other sums"
         assert [s.peers for s in found] == [len(found) - 1] + [0] * (len(found) - 1)
     assert all(order == sorted(set(order)) for order in own.values()), "cut tiles first, the others in their order"
-    assert max(left.values(), default=0) <= 1, "a slot holds the sums of one tile"
+    assert max(left.values()) <= 1, "a slot holds the sums of one tile"
     assert max(cut_stages.values()) - min(cut_stages.values()) <= 1
     # What is handed out: the last ones, in order, as many as a number of waves.
     handed_out = len(tickets) + untaken

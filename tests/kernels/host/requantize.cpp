@@ -6,6 +6,8 @@
 // told; groups are read when the run they belong to has been waited for, and counted when their words are there.
 // Prints `block groups` for every block, `run groups` for every run, as they were counted, and `all groups`, or what is
 // wrong.  Of few pairs nobody counts: rows are their own signal.
+#include <type_traits>
+
 #include "numbers.h"
 #include "layer.h"
 
@@ -18,8 +20,6 @@
 #undef add
 #undef leave_word
 
-#include <type_traits>
-
 static const float* first_activated;
 static int inner, awaited[32];  // by each lane: the run
 static bool words_are_fenced;
@@ -31,7 +31,7 @@ T __ldcg(const T* place) {
   if constexpr (std::is_same_v<T, float4>) {
     const long row = (reinterpret_cast<const float*>(place) - first_activated) / inner;
     const int run = awaited[threadIdx.x];
-    if (row < run_row[run] || row >= run_end_row[run]) fail("a row is read that may not be there");
+    if (run < 0 || row < run_row[run] || row >= run_end_row[run]) fail("a row is read that may not be there");
   }
   return *place;
 }
@@ -120,7 +120,7 @@ void follow(const Problem& problem, bool fixed) {
   for (int b = 0; b < gridDim.x; ++b) {
     blockIdx.x = b;
     counted = 0;
-    std::fill_n(awaited, 32, 0);
+    std::fill_n(awaited, 32, -1);
     run_block(32, [&] { requantize_groups<C>(layer, plan, signals, few); });
     if (!C::kFew) std::printf("block %d\n", counted);
   }
