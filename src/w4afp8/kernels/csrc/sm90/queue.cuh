@@ -23,7 +23,7 @@ __device__ __forceinline__ void take(Smem& smem, Ring<kPlaces>& ring, Segment& s
   s = smem.segment[ring.stage];
   if constexpr (kWarp) __syncwarp();
   const uint32_t loaded = bits(s);
-  if (!kWarp || threadIdx.x % 32 == 0) ptx::barrier_arrive_after(&smem.segment_empty[ring.stage], loaded);
+  if (!kWarp || ptx::arrives(threadIdx.x)) ptx::barrier_arrive_after(&smem.segment_empty[ring.stage], loaded);
   ring.advance();
 }
 

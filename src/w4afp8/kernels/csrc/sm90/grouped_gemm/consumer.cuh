@@ -167,7 +167,7 @@ __device__ __forceinline__ void step(float (&acc)[kTokens / 2], const Weights& n
 #pragma unroll
   for (int i = 0; i < kTokens / 2; ++i) ptx::pin(product[i]);
   if constexpr (kStageEnds) {
-    if (at.thread % 32 == 0) ptx::barrier_arrive(&smem.empty[pipe.use.stage]);
+    if (ptx::arrives(at.thread)) ptx::barrier_arrive(&smem.empty[pipe.use.stage]);
     pipe.use.advance();
   }
   promote<C, kTokens>(acc, product, now.scale_upper, now.scale_lower, p, s, group);
@@ -212,7 +212,7 @@ __device__ __forceinline__ void accumulate_overlapped(float (&acc)[kTokens / 2],
     promote<C, kTokens>(acc, product, of.scale_upper, of.scale_lower, args.p, s, group);
   };
   const auto leave_stage = [&] {
-    if (at.thread % 32 == 0) ptx::barrier_arrive(&smem.empty[pipe.use.stage]);
+    if (ptx::arrives(at.thread)) ptx::barrier_arrive(&smem.empty[pipe.use.stage]);
     pipe.use.advance();
   };
   int group = 0;

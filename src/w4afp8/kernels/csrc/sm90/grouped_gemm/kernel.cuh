@@ -45,7 +45,7 @@ __device__ __forceinline__ void consume(const Arguments& args, typename C::Smem&
 #pragma unroll
     for (int j = 0; j < kTokens / 8; ++j) loaded |= __float_as_uint(scale[j].x) | __float_as_uint(scale[j].y);
     __syncwarp();
-    if (at.thread % 32 == 0) ptx::barrier_arrive_after(&smem.scales_empty[tile.stage], loaded);
+    if (ptx::arrives(at.thread)) ptx::barrier_arrive_after(&smem.scales_empty[tile.stage], loaded);
     tile.advance();
 #pragma unroll
     for (int j = 0; j < kTokens / 8; ++j) scale[j] = {kCodeUnit * scale[j].x, kCodeUnit * scale[j].y};
@@ -77,11 +77,11 @@ __global__ void __launch_bounds__(C::kThreads, C::kRoom) kernel(const __grid_con
     ptx::prefetch_map(&args.scale_map);
     for (int i = 0; i < C::kStages; ++i) {
       ptx::barrier_init(&smem.full[i], 1);
-      ptx::barrier_init(&smem.empty[i], 4 * C::kConsumers);
+      ptx::barrier_init(&smem.empty[i], 4 * C::kConsumers * ptx::kArrivals);
     }
     for (int i = 0; i < C::kScaleSlots; ++i) {
       ptx::barrier_init(&smem.scales_full[i], 1);
-      ptx::barrier_init(&smem.scales_empty[i], 4 * C::kConsumers);
+      ptx::barrier_init(&smem.scales_empty[i], 4 * C::kConsumers * ptx::kArrivals);
     }
     for (int i = 0; i < kSegments; ++i) {
       ptx::barrier_init(&smem.segment_full[i], 1);

@@ -7,7 +7,7 @@
 namespace w4afp8::grouped_gemm {
 
 template <class C>
-constexpr int kSegmentReaders = 4 * C::kConsumers + 1;  // consumer warps and the loading thread
+constexpr int kSegmentReaders = 4 * C::kConsumers * ptx::kArrivals + 1;  // consumer warps and the loading thread
 
 // How many segments a thread plans before it is known that what they are planned from stands.  A block that has a
 // multiprocessor to itself begins when that of the GEMM before leaves it, as a rule, and has time for one.

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "../../../ptx/mbarrier.cuh"
 #include "../../grouped_gemm/config.h"
 #include "../launch.h"
 
@@ -147,6 +148,10 @@ struct FewShared {
   uint64_t rows_known;
   int16_t rows[kFewPairs];  // of each pair, or -1
 };
+// And of the build for the race checker.
+struct Checked {
+  uint64_t gate_read[kConsumers / 2];
+};
 struct Nothing {};
 
 template <int kTokens_, int kStages_, bool kFew_ = false>
@@ -180,6 +185,7 @@ struct Config {
     int token_rows[kMaxTopK];  // of the token at hand: place of each choice in q (of few pairs: its row), or -1
     uint32_t set;
     Plan plan;
+    [[no_unique_address]] std::conditional_t<ptx::kForRacecheck, Checked, Nothing> checked;
   };
   static_assert(!kFew || kTokens == 8, "rows of few pairs lie in a stage as one swizzle atom a group");
   static_assert(kTokens % 8 == 0, "x is whole swizzle atoms of eight rows");

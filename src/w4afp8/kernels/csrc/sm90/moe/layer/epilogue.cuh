@@ -17,6 +17,27 @@ __device__ __forceinline__ void named_arrive(uint32_t id, uint32_t threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// An up warpgroup says that it has read what its gate warpgroup left, and that one waits for it before it leaves more.
+template <class Smem>
+__device__ __forceinline__ void gate_is_read(Smem& smem, int pair) {
+  if constexpr (ptx::kForRacecheck) return ptx::barrier_arrive(&smem.checked.gate_read[pair]);
+  named_arrive(gate_empty(pair), 256);
+}
+struct GateUse {
+  bool used = false;
+  uint32_t phase = 0;  // of the build for the race checker
+  template <class Smem>
+  __device__ __forceinline__ void wait(Smem& smem, int pair) {
+    if (!used) return;
+    if constexpr (ptx::kForRacecheck) {
+      ptx::barrier_wait(&smem.checked.gate_read[pair], phase);
+      phase ^= 1;
+    } else {
+      ptx::named_barrier(gate_empty(pair), 256);
+    }
+  }
+};
+
 // Where a consumer of block `block` leaves its sums in `phase`: [kTokens / 8][128] of four, each its own signal.
 // A block leaves them at most once a phase.
 template <class C>
@@ -105,14 +126,14 @@ __device__ __forceinline__ void leave_activated(float* place, float v) {
 // leave (requantize.cuh); of few pairs in few tiles, values and maxima are their own signal.
 template <class C>
 __device__ __forceinline__ void activate(const Arguments<C>& args, typename C::Smem& smem, const Segment& s,
-                                         const Place& at, const uint32_t (&words)[C::kTokens / 4], bool& gate_used) {
+                                         const Place& at, const uint32_t (&words)[C::kTokens / 4], GateUse& gate_use) {
   const Layer& p = args.layer;
   constexpr int kWords = C::kTokens / 4;
   const int pair = at.consumer % 2;
   uint32_t* exchange = smem.gate[pair] + at.thread;
   if (at.consumer < 2) {
-    if (gate_used) ptx::named_barrier(gate_empty(pair), 256);
-    gate_used = true;
+    gate_use.wait(smem, pair);
+    gate_use.used = true;
 #pragma unroll
     for (int i = 0; i < kWords; ++i) exchange[i * 128] = words[i];
     named_arrive(gate_full(pair), 256);
@@ -159,7 +180,7 @@ __device__ __forceinline__ void activate(const Arguments<C>& args, typename C::S
     if (at.thread % 32 < 4 && token < s.tokens) atomicMax(largest, __float_as_uint(most[j].x));
     if (at.thread % 32 < 4 && token + 1 < s.tokens) atomicMax(largest + 1, __float_as_uint(most[j].y));
   }
-  named_arrive(gate_empty(pair), 256);
+  gate_is_read(smem, pair);
   if (few_tiles) return;
   ptx::named_barrier(own_barrier(at.consumer), 128);
   if (at.thread == 0) release_add(&signals.activated[s.run]);

@@ -18,7 +18,8 @@ __device__ void consume(const Arguments<C>& args, typename C::Smem& smem) {
   Ring<kSegments> segments;
   Ring<C::kStages> ring;
   Segment s;
-  bool gate_used = false, multiplied = false;
+  bool multiplied = false;
+  GateUse gate_use;
   while (next_segment<true>(smem, segments, s)) {
     multiplied = true;
     float acc[C::kTokens / 2];
@@ -32,12 +33,12 @@ __device__ void consume(const Arguments<C>& args, typename C::Smem& smem) {
     uint32_t words[C::kTokens / 4];
     round_all<C>(p, acc, x_scale, words);
     if (s.phase == kGateUp) {
-      activate<C>(args, smem, s, at, words, gate_used);
+      activate<C>(args, smem, s, at, words, gate_use);
     } else {
       store_down<C>(p, C::kFew ? args.few.down : p.down, s, at, words);
     }
   }
-  if (gate_used) ptx::named_barrier(gate_empty(at.consumer), 256);  // no arrival is left behind
+  gate_use.wait(smem, at.consumer);  // no arrival is left behind
   if constexpr (C::kFew) {
     ptx::barrier_wait(&smem.few.rows_known, 0);
     combine_few(p, args.few.down, smem.few.rows);
@@ -108,11 +109,14 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Ar
     for (int i = 0; i < C::kStages; ++i) {
       ptx::barrier_init(&smem.weights_full[i], 1);
       ptx::barrier_init(&smem.x_full[i], C::kFew ? C::kTokens : 1);
-      ptx::barrier_init(&smem.empty[i], 4 * kConsumers);
+      ptx::barrier_init(&smem.empty[i], 4 * kConsumers * ptx::kArrivals);
+    }
+    if constexpr (ptx::kForRacecheck) {
+      for (auto& gate_read : smem.checked.gate_read) ptx::barrier_init(&gate_read, 128);
     }
     for (int i = 0; i < kSegments; ++i) {
       ptx::barrier_init(&smem.segment_full[i], 1);
-      ptx::barrier_init(&smem.segment_empty[i], kSegmentReaders);
+      ptx::barrier_init(&smem.segment_empty[i], kSegmentReaders<C>);
     }
     if constexpr (C::kFew) ptx::barrier_init(&smem.few.rows_known, 32);
     ptx::barrier_init_fence();

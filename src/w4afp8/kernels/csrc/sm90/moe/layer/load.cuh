@@ -20,7 +20,9 @@ __device__ void plan_segments(const Layer& p, typename C::Smem& smem, typename C
     hand_out(smem, ring, s);
   }
 }
-constexpr int kSegmentReaders = 2 + kConsumerThreads / 32;
+// Threads that load, and warps: those that multiply, of few pairs one that loads.
+template <class C>
+constexpr int kSegmentReaders = (C::kFew ? 1 : 2) + (kConsumerThreads / 32 + (C::kFew ? 1 : 0)) * ptx::kArrivals;
 
 // The next segment, for a whole warp or for one thread; false at the end.
 template <bool kWarp, class Smem>

@@ -113,7 +113,7 @@ __device__ __forceinline__ void multiply(const Layer& p, typename C::Smem& smem,
     }
     ptx::wgmma_wait<0>();
     __syncwarp();
-    if (at.thread % 32 == 0) ptx::barrier_arrive_after(&smem.empty[ring.stage], loaded);
+    if (ptx::arrives(at.thread)) ptx::barrier_arrive_after(&smem.empty[ring.stage], loaded);
     promote<kTokens>(acc, even, scale_even);
     promote<kTokens>(acc, odd, scale_odd);
   }
