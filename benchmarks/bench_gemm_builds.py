@@ -209,7 +209,7 @@ def main() -> None:
 
     def one(now: Sequence[Worker], name: str, tokens: int, machine: Machine) -> sweep.Found:
         for who, cell, beside in measure(now, name, tokens, machine, options.peer, rows_of, least):
-            yield cell, {"build": who, **beside}, line_of(who, cell, beside)
+            yield sweep.record_of(cell, {"build": who, **beside}), line_of(who, cell, beside)
 
     sweep.run(workers, wanted, one, options.out, options.limit_s)
 

@@ -28,6 +28,7 @@ import sweep
 from bench_gemm_builds import measured
 from peer_turns import PeerTurns
 from w4afp8.kernels.calls import MoECall
+from w4afp8.kernels.layers import OneLaunch
 from w4afp8.measure import cells, data, stand, tune
 from w4afp8.measure.cells import Cell
 from w4afp8.measure.floor import Machine, Work, layer_work
@@ -47,6 +48,11 @@ ROUNDS: tuple[dict[str, tuple[int, ...]], ...] = (
 )
 
 
+def rows_by_name() -> dict[str, OneLaunch | None]:
+    """Every way of a layer: kernels of one launch; None: several launches."""
+    return {SEVERAL: None, **{row.kernel: row for row in tune.WAYS if row}}
+
+
 class Server:
     """Measures layers."""
 
@@ -56,8 +62,8 @@ class Server:
         self.theirs: dict[str, Any] = {}
         self.calls: list[MoECall] = []
 
-    def cell(self, name: str, tokens: int) -> dict[str, Any]:
-        """One cell without the peer: what it is, the fastest way and all ways."""
+    def prepare(self, name: str, tokens: int) -> dict[str, Any]:
+        """What a cell is."""
         layer = LAYERS[name]
         if name not in self.weights:
             gate_up, down = (data.weight(gemm, self.on.device) for gemm in layer.gemms)
@@ -66,21 +72,27 @@ class Server:
         self.calls = data.layer_calls(layer, *self.weights[name], tokens)
         counts = [data.local_counts(call) for call in self.calls]
         works = [layer_work(layer, tokens, pairs, hit) for pairs, hit in counts]
-        found = tune.fastest_way(layer, tokens, self.calls, (), self.on, lambda way: None)
-        self.way = found.best
-        how = stand.layer_schedule(self.calls[0], SEVERAL) if found.chosen == SEVERAL else f"{found.chosen}, one launch"
         return {
             "rows": statistics.mean(pairs for pairs, _ in counts),
             "hit": statistics.mean(hit for _, hit in counts),
             "bytes": statistics.mean(work.bytes for work in works),
             "flops": statistics.mean(work.flops for work in works),
-            "us": found.timing.us, "spread_us": found.timing.spread_us, "schedule": how,
+        }
+
+    def cell(self, name: str, tokens: int) -> dict[str, Any]:
+        """One cell without the peer: what it is, the fastest way and all ways."""
+        about = self.prepare(name, tokens)
+        found = tune.fastest_way(LAYERS[name], tokens, self.calls, (), self.on, lambda way: None)
+        self.way = found.best
+        how = stand.layer_schedule(self.calls[0], SEVERAL) if found.chosen == SEVERAL else f"{found.chosen}, one launch"
+        return {
+            **about, "us": found.timing.us, "spread_us": found.timing.spread_us, "schedule": how,
             "beside": {"way": found.chosen, "ways": dict(found.tried), "wrong": dict(found.wrong)},
         }  # fmt: skip
 
     def again(self) -> float:
         """Microseconds of the cell before under its fastest way, once more."""
-        row = {SEVERAL: None, **{row.kernel: row for row in tune.WAYS if row}}[self.way]
+        row = rows_by_name()[self.way]
         return float(self.on.time([partial(self.on.way, call, row, None) for call in self.calls]).us)
 
     def peer(self, peer: str, name: str) -> dict[str, Any] | None:
@@ -153,7 +165,7 @@ def main() -> None:
 
     def one(now: Sequence[Worker], name: str, tokens: int, machine: Machine) -> sweep.Found:
         for cell, beside in measure(now[0], name, tokens, machine, options.peer):
-            yield cell, beside, line_of(cell, beside)
+            yield sweep.record_of(cell, beside), line_of(cell, beside)
 
     sweep.run([Worker.start("layers", SERVE)], wanted, one, options.out, options.limit_s)
 

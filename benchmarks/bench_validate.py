@@ -91,14 +91,15 @@ def write(home: Path, experts: int, device: str) -> tuple[Path, Path]:
     plain = json.loads((MINIATURE / "config.json").read_text()) | R1 | {"n_routed_experts": experts}
     config: dict[str, Any] = plain | {"quantization_config": TARGET.quantization_config(plain)}
     family = families.of(config)
+    sizes = family.dimensions(config)
     source, output = Folder(home / "source"), Folder(home / "output")
-    for item in family.expected(family.dimensions(config)).values():
+    for item in family.expected(sizes).values():
         before, after = pair_of(item, device)
         source.add(before)
         output.add(after)
     source.finish(plain, {})
     output.flush("model-last.safetensors")
-    stems = [family.expert(1, expert) for expert in range(experts)]
+    stems = [family.expert(sizes, 1, expert) for expert in range(experts)]
     scales = {TARGET.input_scale.tensor_name(stem, p): torch.tensor([0.02]) for stem in stems for p in PROJECTIONS}
     output.waiting = scales
     output.flush(TARGET.input_scale.file)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Says what the records of the kernels' GEMMs and layers add up to, as docs/kernels/log.md shows it.
 
-    python benchmarks/kernel_summary.py [--kernels 9] [--before 8]
+    python benchmarks/kernel_summary.py [--kernels 10] [--before 9]
 
 Reads results/kernels-gemm-h200.jsonl, kernels-layer-h200.jsonl and, for peers timed in runs of their own,
 kernels-peers-recorded.json.  A GEMM's bar, of every named cell with codes -8..7:

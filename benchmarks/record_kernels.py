@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes the records of what bench_gemm_builds.py and bench_layer_ways.py measured, and says what they add up to.
 
-    python benchmarks/record_kernels.py FILE.jsonl ... --kernels 9 [--build v9] [--before 8] [--dry]
+    python benchmarks/record_kernels.py FILE.jsonl ... --kernels 10 [--build v10] [--before 9] [--dry]
 
 Into results/kernels-gemm-h200.jsonl and kernels-layer-h200.jsonl go the lines as they were measured, with `kernels`,
 the version of the kernels, and without what every schedule took at a first look; a line of that version and cell that

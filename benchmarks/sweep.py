@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,26 @@ from w4afp8.measure.cells import Cell
 from w4afp8.measure.floor import Machine
 from worker import CellError, Worker
 
-# The cell, what stands beside it, words for whoever watches.
-Found = Iterator[tuple[Cell, dict[str, Any], str]]
+Record = Mapping[str, Any]
+# What becomes a line, and words for whoever watches.
+Found = Iterator[tuple[Record, str]]
 Measure = Callable[[Sequence[Worker], str, int, Machine], Found]  # of one GEMM or layer and a number of tokens
 
 
+def record_of(cell: Cell, beside: Record) -> Record:
+    """A cell, and what stands beside it."""
+    return {**json.loads(cells.cell_line(cell, {})), **beside}
+
+
 def run(
-    workers: Sequence[Worker], wanted: Sequence[tuple[str, int]], measure: Measure, out: Path, limit_s: float
+    workers: Sequence[Worker],
+    wanted: Sequence[tuple[str, int]],
+    measure: Measure,
+    out: Path,
+    limit_s: float,
+    first: Sequence[Record] = (),
 ) -> None:
-    """Every cell wanted, one line each in `out`; after `limit_s` none is begun.  Ends the workers."""
+    """Every cell wanted, its lines in `out` behind `first`; after `limit_s` none is begun.  Ends the workers."""
     begin = time.monotonic()
     try:
         said = workers[0].ask("machine")
@@ -30,13 +41,15 @@ def run(
     machine = Machine.from_json(said)
     about = {key: value for key, value in said.items() if isinstance(value, str)}
     cells.append(out, cells.machine_line(machine, about))
+    for record in first:
+        cells.append(out, json.dumps({**record, **about}))
     for number, (name, tokens) in enumerate(wanted):
         if time.monotonic() - begin > limit_s:
             print(f"not begun, {len(wanted) - number} cells from {name}:{tokens} on; call again with the same --out")
             break
         try:
-            for cell, beside, words in measure(workers, name, tokens, machine):
-                cells.append(out, json.dumps({**json.loads(cells.cell_line(cell, about)), **beside}))
+            for record, words in measure(workers, name, tokens, machine):
+                cells.append(out, json.dumps({**record, **about}))
                 print(words, flush=True)
         except CellError as error:
             print(f"{name:20} {tokens:5} FAILED, {error}", flush=True)
