@@ -113,8 +113,8 @@ def measure(
     def time_row(worker: Worker, row: str) -> None:
         times.setdefault((worker.name, row), []).append(tuple(worker.ask("time", row)))
 
-    turn = [partial(time_row, worker, row) for worker in workers for row in chosen[worker.name]]
-    turn.append(theirs.ask)
+    ours = [partial(time_row, worker, row) for worker in workers for row in chosen[worker.name]]
+    turn: list[Callable[[], None]] = [*ours, theirs.ask]
     for number in range(TURNS):
         for step in turn[:: -1 if number % 2 else 1]:
             step()

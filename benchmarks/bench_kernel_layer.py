@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from w4afp8.cli import cli, code_of
@@ -45,7 +46,7 @@ def main() -> None:
         out = options.out or Path(scratch) / "layers.jsonl"
         for way in options.ways.split(","):
             words = ["bench", "moe", *shapes, "--way", way, "--out", str(out), *others]
-            code = code_of(lambda words=words: cli.main(args=words, standalone_mode=False))
+            code = code_of(partial(cli.main, args=words, standalone_mode=False))
             if code:
                 raise SystemExit(code)
             beside_recorded(cells.read_run(out, "moe"))

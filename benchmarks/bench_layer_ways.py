@@ -83,7 +83,7 @@ class Server:
         """One cell without the peer: what it is, the fastest way and all ways."""
         about = self.prepare(name, tokens)
         found = tune.fastest_way(LAYERS[name], tokens, self.calls, (), self.on, lambda way: None)
-        self.way = found.best
+        self.way = found.chosen
         how = stand.layer_schedule(self.calls[0], SEVERAL) if found.chosen == SEVERAL else f"{found.chosen}, one launch"
         return {
             **about, "us": found.timing.us, "spread_us": found.timing.spread_us, "schedule": how,

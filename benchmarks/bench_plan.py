@@ -11,6 +11,7 @@ from w4afp8.checkpoint.spec import TensorSpec
 from w4afp8.convert import resources
 from w4afp8.convert.plan_quantize import make_plan
 from w4afp8.families._inventory import take_inventory
+from w4afp8.families._spec import Dimensions
 from w4afp8.recipes._load import load
 from w4afp8.synthetic import IN_FP8
 
@@ -26,6 +27,7 @@ R1 = {
 def main() -> None:
     family = families.of(R1)
     dimensions = family.dimensions(R1)
+    assert isinstance(dimensions, Dimensions)
     specs: dict[str, TensorSpec] = {}
     for expected in family.expected(dimensions).values():
         if expected.matrix and expected.role in IN_FP8:

@@ -95,7 +95,8 @@ class Server:
         return self._time({spelled(row): row for row in schedules.ROWS}[name])
 
     def _time(self, row: Schedule, replays: int = TURN_REPLAYS) -> tuple[float, float]:
-        return tuple(self.on.time([partial(self.on.gemm, call, row, None) for call in self.calls], replays=replays))
+        found = self.on.time([partial(self.on.gemm, call, row, None) for call in self.calls], replays=replays)
+        return found.us, found.spread_us
 
     def peer(self, name: str, tokens: int) -> dict[str, Any] | None:
         """The peer's time of this cell."""
