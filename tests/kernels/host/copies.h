@@ -3,17 +3,14 @@
 #pragma once
 #include <chrono>
 #include <condition_variable>
-#include <cstdio>
-#include <cstdlib>
 #include <map>
 #include <mutex>
 #include <random>
-#include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
-#include "device.h"
+#include "alone.h"
 
 // The originals keep other names.
 #define barrier_init device_barrier_init
@@ -44,12 +41,6 @@
 #undef copy_box_to_all
 #undef prefetch_box
 #undef wait_for_previous
-
-[[noreturn]] static void fail(const std::string& what) {
-  std::printf("wrong: %s\n", what.c_str());
-  std::fflush(stdout);
-  std::_Exit(1);
-}
 
 // An mbarrier as the PTX manual describes it, and copies that arrive in any order.
 struct Barrier {

@@ -7,7 +7,7 @@
 #include <cstdlib>
 #include <vector>
 
-#include "device.h"
+#include "alone.h"
 #include "sm90/grouped_gemm/schedule.cuh"
 
 using namespace w4afp8::grouped_gemm;
