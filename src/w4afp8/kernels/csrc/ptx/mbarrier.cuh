@@ -2,20 +2,13 @@
 #pragma once
 #include <cstdint>
 
+#include "racecheck.h"
+
 namespace w4afp8::ptx {
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
-
-// The race checker does not know that a warp's load ends for all of its lanes together, nor always whom a bar.arrive
-// orders.  Built for it, every lane says that it has read, and mbarriers stand in for
-// those.
-#ifdef W4AFP8_FOR_RACECHECK
-constexpr bool kForRacecheck = true;
-#else
-constexpr bool kForRacecheck = false;
-#endif
 
 // How many lanes of a warp say that it has read.
 constexpr int kArrivals = kForRacecheck ? 32 : 1;

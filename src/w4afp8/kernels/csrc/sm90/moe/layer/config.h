@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "../../../ptx/mbarrier.cuh"
+#include "../../../ptx/racecheck.h"
 #include "../../grouped_gemm/config.h"
 #include "../launch.h"
 
