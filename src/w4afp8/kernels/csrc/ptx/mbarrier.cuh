@@ -9,8 +9,7 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
 }
 
 // The race checker does not know that a warp's load ends for all of its lanes together, nor always whom a bar.arrive
-// orders.  Built for it, every lane says that it has read, and mbarriers stand in for
-// those.
+// orders.  Built for it, every lane says that it has read, and an mbarrier stands in for each such bar.arrive.
 #ifdef W4AFP8_FOR_RACECHECK
 constexpr bool kForRacecheck = true;
 #else
@@ -33,8 +32,8 @@ __device__ __forceinline__ void barrier_arrive(uint64_t* barrier) {
 }
 
 // The same when loads from shared memory have brought `loaded`, every bit of which may be anything.  A plain arrival
-// does not wait for them: behind global stores that memory does not take a load lasts longer than the copy that overwrites its
-// source once everybody has arrived.
+// does not wait for them: behind global stores that memory does not take yet, a load lasts longer than the copy that
+// overwrites its source once everybody has arrived.
 __device__ __forceinline__ void barrier_arrive_after(uint64_t* barrier, uint32_t loaded) {
   asm volatile(
       "{\n"
