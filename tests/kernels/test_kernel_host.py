@@ -165,3 +165,16 @@ def test_a_compiler_is_refused_what_the_op_refuses() -> None:
     weight, scale = (torch.empty(shape, device="meta") for shape in ((1, 100, 64), (1, 100, 1)))
     with pytest.raises(KernelError, match="N=100"):
         OPS.prepack(weight.to(torch.int8), scale)
+
+
+def test_few_pairs_want_a_multiprocessor_a_token(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slice of a GPU may have fewer multiprocessors than there are tokens; n8f reads one token a block."""
+    few, n8, _ = layers.ROWS
+    asked = layer(tokens=20, experts=16)
+    for blocks, chosen in ((132, few), (20, few), (19, n8)):
+        monkeypatch.setattr(sm90, "multiprocessors", lambda _, blocks=blocks: blocks)
+        assert layers.choose(sm90.layer_of(asked)) is chosen
+    sm90.fused_moe(asked)
+    assert {name for name, _ in calls} == {"fused_layer"}
+    with pytest.raises(KernelError, match=r"n8f: .*: tokens a multiprocessor 2, this kernel holds 1$"):
+        sm90.fused_moe(asked, few)

@@ -27,6 +27,7 @@ class Layer:
     experts: int
     hidden: int
     inner: int
+    tokens_a_block: int = 1  # so many a multiprocessor has, at most
 
     def most_rows(self) -> float:
         """Rows that few experts exceed: mean of those hit and a standard deviation, when pairs fall evenly."""
@@ -46,6 +47,7 @@ class OneLaunch:
     max_pairs: int = MAX_PAIRS
     max_hidden: int | None = None
     max_inner: int | None = None
+    max_tokens_a_block: int | None = None
 
     def cannot(self, layer: Layer) -> list[str]:
         """Why this kernel would go wrong on `layer`; empty when it is right."""
@@ -56,7 +58,11 @@ class OneLaunch:
             why.append(f"{layer.experts} experts, the plan in shared memory holds {MAX_EXPERTS}")
         if layer.hidden % 256 or layer.inner % 256:
             why.append(f"hidden {layer.hidden} or inner {layer.inner} is no multiple of 256")
-        for name, size, most in (("hidden", layer.hidden, self.max_hidden), ("inner", layer.inner, self.max_inner)):
+        for name, size, most in (
+            ("hidden", layer.hidden, self.max_hidden),
+            ("inner", layer.inner, self.max_inner),
+            ("tokens a multiprocessor", layer.tokens_a_block, self.max_tokens_a_block),
+        ):
             if most is not None and size > most:
                 why.append(f"{name} {size}, this kernel holds {most}")
         return why
@@ -70,7 +76,7 @@ class OneLaunch:
 
 
 ROWS = (
-    OneLaunch("n8f", 8, 6.5, FEW_PAIRS, FEW_HIDDEN, FEW_INNER),
+    OneLaunch("n8f", 8, 6.5, FEW_PAIRS, FEW_HIDDEN, FEW_INNER, max_tokens_a_block=1),
     OneLaunch("n8", 8, 6.5),
     OneLaunch("n16", 16, 16.0),
 )

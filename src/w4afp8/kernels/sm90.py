@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -112,7 +114,14 @@ def layer_of(call: MoECall) -> layers.Layer:
     """What the host knows of a call."""
     experts, pairs = call.w13.shape[0], call.topk_ids.numel()
     likely = max(1, pairs * experts // call.routed_experts) if call.routed_experts > experts else pairs
-    return layers.Layer(pairs, likely, experts, hidden=call.x.shape[1], inner=call.w2.shape[2] * GROUP_K)
+    inner, blocks = call.w2.shape[2] * GROUP_K, multiprocessors(call.x.device)
+    return layers.Layer(pairs, likely, experts, call.x.shape[1], inner, -(-len(call.x) // blocks) if blocks else 1)
+
+
+@lru_cache
+def multiprocessors(device: torch.device) -> int:
+    """How many the device has, or this slice of it; none on a CPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0
 
 
 def _one_launch(call: MoECall, layer: layers.Layer, row: layers.OneLaunch, out: Tensor) -> Tensor:

@@ -26,8 +26,8 @@ __device__ __forceinline__ void barrier_arrive(uint64_t* barrier) {
 }
 
 // The same when loads from shared memory have brought `loaded`, every bit of which may be anything.  A plain arrival
-// does not wait for them: behind global stores that memory does not take a load lasts longer than the copy that overwrites its
-// source once everybody has arrived.
+// does not wait for them: behind global stores that memory does not take yet, a load lasts longer than the copy that
+// overwrites its source once everybody has arrived.
 __device__ __forceinline__ void barrier_arrive_after(uint64_t* barrier, uint32_t loaded) {
   asm volatile(
       "{\n"

@@ -20,7 +20,7 @@ using grouped_gemm::kTileRows;
 constexpr int kStageGroups = 2;      // scale groups along K of one pipeline stage
 constexpr int kConsumers = 4;        // warpgroups that multiply
 constexpr int kConsumerThreads = 128 * kConsumers;
-constexpr int kThreads = kConsumerThreads + 128;  // a warp loads weights, one activations, one plans, one clears
+constexpr int kThreads = kConsumerThreads + 128;  // warps: one for weights, one for x, one plans, one requantizes
 constexpr int kSegments = 4;         // tiles that are planned ahead
 constexpr int kInFlight = 2;         // stages of weights asked for and not there yet
 constexpr int kTailStages = 16;      // of the second phase, a block: whole tiles, handed out to who has done its share,

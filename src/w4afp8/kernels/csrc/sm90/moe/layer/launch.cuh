@@ -20,6 +20,9 @@ const char* launch(const Layer& p, cudaStream_t stream) {
   cudaError_t error = one_a_multiprocessor(kernel<C>, kShared, &blocks);
   if (error != cudaSuccess) return cudaGetErrorString(error);
   blocks = blocks > kMaxBlocks ? kMaxBlocks : blocks;
+  if (C::kFew && p.routing.tokens > blocks) {
+    return "this kernel is for few pairs: a block reads one token, and the device has fewer multiprocessors than tokens";
+  }
   Arguments<C> args{};
   args.layer = p;
   args.layer.minus_one = ~0u;
