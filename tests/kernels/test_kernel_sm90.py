@@ -166,56 +166,58 @@ def test_the_quantizer_equals_the_reference_byte_for_byte(mode, dtype, shape):
     assert torch.equal(q.cpu().view(torch.uint8), on_cpu[0].view(torch.uint8))
 
 
+class Routed:
+    """A GEMM behind the launch that writes its rows and offsets."""
+
+    def __init__(self, row, tokens, ready, experts=12, cols=1024, device="cuda"):
+        made = make([1] * experts, 448, cols, scale_type=SCALES[row.weight_scales][0])
+        packed = reference.prepack(made.weight.to(device), made.weight_scale.to(device))
+        self.wide = torch.randn(tokens, cols, device=device, dtype=torch.bfloat16)
+        self.scale, by_group = (torch.rand(shape, device=device) for shape in ((tokens,), (tokens, cols // 128)))
+        self.rows, offsets = (torch.zeros(n, dtype=torch.int32, device=device) for n in (tokens, experts + 1))
+        x = torch.zeros((tokens, cols), dtype=torch.float8_e4m3fn, device=device)
+        used = by_group if row.group_scale else self.scale
+        self.call = GemmCall(x, used, *packed, offsets, torch.bfloat16, "sm90", ready)
+
+    def route(self, ids):
+        x, offsets = self.call.x, self.call.expert_offsets
+        torch.ops.w4afp8_sm90.route_quantize(self.wide, None, ids, 0, x, self.scale, self.rows, offsets)
+
+    def is_close(self, found):
+        return relative_error(found.cpu(), reference.grouped_gemm(self.call).cpu().double()) < 4e-3
+
+
 @pytest.mark.parametrize("ready", [False, True], ids=["weights may be under way", "weights are ready"])
 @pytest.mark.parametrize("row", schedules.ROWS, ids=lambda r: f"{r.kernel}-{r.split_groups}")
 def test_offsets_that_arrive_when_they_are_planned_already(row, ready):
     """The launch that writes them lets the GEMM begin at once, which finds another routing's, or nonsense."""
-    tokens, experts, cols = 6, 12, 1024
-    made = make([1] * experts, 448, cols, scale_type=SCALES[row.weight_scales][0])
-    weight, scale = reference.prepack(made.weight.cuda(), made.weight_scale.cuda())
-    wide = torch.randn(tokens, cols, device="cuda", dtype=torch.bfloat16)
-    x, x_scale = (
-        torch.empty((tokens, cols), dtype=torch.float8_e4m3fn, device="cuda"),
-        torch.empty(tokens, device="cuda"),
-    )
-    rows, offsets = (torch.empty(n, dtype=torch.int32, device="cuda") for n in (tokens, experts + 1))
-    by_group = torch.rand((tokens, cols // 128), device="cuda")
+    tokens, experts = 6, 12
+    routed = Routed(row, tokens, ready, experts)
+    offsets = routed.call.expert_offsets
     stale = [0] * 6 + [6] * 7, [6] * 13, [-5, 99] * 6 + [2**31 - 1], [*range(7), *[6] * 6]
     for turn, before in enumerate(stale):
         ids = (torch.arange(tokens, dtype=torch.int32) * (turn + 3) % experts)[:, None].cuda()
         offsets.copy_(torch.tensor(before, dtype=torch.int32))
         torch.cuda.synchronize()
         torch.cuda._sleep(QUEUED)
-        torch.ops.w4afp8_sm90.route_quantize(wide, None, ids, 0, x, x_scale, rows, offsets)
-        used = by_group if row.group_scale else x_scale
-        call = GemmCall(x, used, weight, scale, offsets, torch.bfloat16, "sm90", ready)
-        found = sm90.grouped_gemm(call, row)
+        routed.route(ids)
+        found = sm90.grouped_gemm(routed.call, row)
         torch.cuda.synchronize()
-        expected = reference.grouped_gemm(call)
-        assert offsets.tolist() != before and relative_error(found.cpu(), expected.cpu().double()) < 4e-3
-        assert torch.equal(found, sm90.grouped_gemm(call, row))
+        assert offsets.tolist() != before and routed.is_close(found)
+        assert torch.equal(found, sm90.grouped_gemm(routed.call, row))
 
 
 @pytest.mark.parametrize("row", schedules.ROWS, ids=lambda r: f"{r.kernel}-{r.split_groups}")
 def test_a_graph_whose_routing_changes(row):
     """In a graph the GEMM begins while the launch that writes the offsets runs: it finds those of the replay before."""
-    tokens, experts, cols = 40, 12, 1024
-    made = make([1] * experts, 448, cols, scale_type=SCALES[row.weight_scales][0])
-    weight, scale = reference.prepack(made.weight.cuda(), made.weight_scale.cuda())
-    wide = torch.randn(tokens, cols, device="cuda", dtype=torch.bfloat16)
-    x, x_scale = (
-        torch.empty((tokens, cols), dtype=torch.float8_e4m3fn, device="cuda"),
-        torch.empty(tokens, device="cuda"),
-    )
-    rows, offsets = (torch.zeros(n, dtype=torch.int32, device="cuda") for n in (tokens, experts + 1))
+    tokens, experts = 40, 12
+    routed = Routed(row, tokens, True, experts)
     ids = torch.zeros((tokens, 1), dtype=torch.int32, device="cuda")
-    by_group = torch.rand((tokens, cols // 128), device="cuda")
-    call = GemmCall(x, by_group if row.group_scale else x_scale, weight, scale, offsets, torch.bfloat16, "sm90", True)
     out = torch.empty((tokens, 448), dtype=torch.bfloat16, device="cuda")
 
     def both():
-        torch.ops.w4afp8_sm90.route_quantize(wide, None, ids, 0, x, x_scale, rows, offsets)
-        sm90.grouped_gemm(call, row, out=out)
+        routed.route(ids)
+        sm90.grouped_gemm(routed.call, row, out=out)
 
     both()
     torch.cuda.synchronize()
@@ -226,5 +228,4 @@ def test_a_graph_whose_routing_changes(row):
         ids.copy_(torch.randint(0, 1 + turn % experts, (tokens, 1)))
         out.fill_(float("nan"))
         graph.replay()
-        found = out.clone()
-        assert relative_error(found.cpu(), reference.grouped_gemm(call).cpu().double()) < 4e-3, turn
+        assert routed.is_close(out.clone()), turn
