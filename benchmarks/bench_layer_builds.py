@@ -133,13 +133,18 @@ def parse_cells(words: Sequence[str]) -> Ways:
     return found
 
 
-def not_yet(wanted: Ways, path: Path, run: str, builds: Sequence[str]) -> Ways:
-    """Without what stands in a file, of this run and of all these builds."""
+def lines_of(path: Path, run: str) -> list[dict[str, Any]]:
+    """What stands in a file of this run."""
     lines = path.read_text().splitlines() if path.is_file() else []
+    return [record for record in map(json.loads, lines) if record.get("run") == run]
+
+
+def not_yet(wanted: Ways, lines: Sequence[Mapping[str, Any]], builds: Sequence[str]) -> Ways:
+    """Without what was measured of all these builds."""
     done = {
         (r["shape"], r["tokens"], r["way"])
-        for r in map(json.loads, lines)
-        if r["record"] == "layer_builds" and r["run"] == run and {*builds} <= {*r["us"], *r["wrong"]}
+        for r in lines
+        if r["record"] == "layer_builds" and {*builds} <= {*r["us"], *r["wrong"]}
     }
     left = {cell: [way for way in ways if (*cell, way) not in done] for cell, ways in wanted.items()}
     return {cell: ways for cell, ways in left.items() if ways}
@@ -171,7 +176,8 @@ def main() -> None:
     if not builds or any(len(parts) < 3 for parts in builds):
         parser.error(f"--build: found {options.build or 'none'}, expected NAME=LIBRARY=WHAT")
     what = {name: said for name, _, said in builds}
-    ways = not_yet(parse_cells(options.cells), options.out, options.run, list(what))
+    lines = lines_of(options.out, options.run)
+    ways = not_yet(parse_cells(options.cells), lines, list(what))
     if not ways:
         parser.error("--cells: nothing is left to measure")
     workers = [Worker.start(name, [*SERVE, path]) for name, path, _ in builds]
@@ -180,8 +186,11 @@ def main() -> None:
         for found in measure(now, name, tokens, ways[name, tokens], machine):
             yield {"record": "layer_builds", "run": options.run, **found}, line_of(found)
 
-    said = [{"record": "build", "run": options.run, "build": name, "what": what[name]} for name in what]
-    sweep.run(workers, list(ways), one, options.out, options.limit_s, said)
+    said = {(line["build"], line["what"]) for line in lines if line["record"] == "build"}
+    news = [
+        {"record": "build", "run": options.run, "build": b, "what": w} for b, w in what.items() if (b, w) not in said
+    ]
+    sweep.run(workers, list(ways), one, options.out, options.limit_s, news)
 
 
 if __name__ == "__main__":

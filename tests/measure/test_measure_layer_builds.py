@@ -146,6 +146,7 @@ def test_a_run_becomes_lines_and_goes_on(
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     found = [(r["tokens"], r["way"]) for r in lines if r["record"] == "layer_builds"]
     assert found[4:] == [(8, "several")], "what stands there is not measured again"
+    assert [r["record"] for r in lines].count("build") == 2, "nor said again"
     for words, why in (
         (["--cells", "wide:1:n8"], "--build: found none, expected NAME=LIBRARY=WHAT"),
         (["--build", "old=a.so", "--cells", "wide:1:n8"], "expected NAME=LIBRARY=WHAT"),
