@@ -11,6 +11,7 @@ import pytest
 import torch
 from kernel_problems import make
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from w4afp8.errors import KernelError
 from w4afp8.kernels import build, layers, ops, sm90
@@ -94,6 +95,30 @@ def test_what_is_not_aligned_is_refused_by_name(run: Callable[[], Any], name: st
     with pytest.raises(KernelError, match=rf"^{name}: found address 0x\w+, expected a multiple of 16"):
         run()
     assert not calls
+
+
+class Copies(TorchDispatchMode):
+    """Writes down every copy of a tensor."""
+
+    def __init__(self, seen: list[Any]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.clone.default:
+            self.seen.append(("copy", None))
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("one_launch", [True, False])
+def test_nothing_is_copied_between_launches(one_launch: bool, calls: list[Any]) -> None:
+    """The sum looks up weights while the launch before it still runs: that must not be what copies them."""
+    made = layer()
+    ids, weights = (t.T.contiguous().T for t in (made.topk_ids, made.topk_weights))
+    with Copies(calls):
+        sm90.fused_moe(made._replace(topk_ids=ids, topk_weights=weights), one_launch)
+    names = [name for name, _ in calls]
+    assert names[:2] == ["copy", "copy"] and "copy" not in names[2:] and len(names) > 2
 
 
 @pytest.mark.parametrize("one_launch", [True, False])

@@ -165,12 +165,13 @@ def _several_launches(call: MoECall, layer: layers.Layer, out: Tensor) -> Tensor
 
     q, scale = empty(pairs, hidden, dtype=FP8), empty(pairs if call.w13_input_scale is None else 1)
     rows, offsets = empty(pairs, dtype=torch.int32), empty(layer.experts + 1, dtype=torch.int32)
-    ids = call.topk_ids.contiguous()
+    # Copies come first: a launch reads what is older than the launch before it while that one still runs.
+    ids, weights = call.topk_ids.contiguous(), call.topk_weights.contiguous()
     kernels.route_quantize(x, call.w13_input_scale, ids, call.expert_begin, q, scale, rows, offsets)
     gate_up = gemm(q, scale, call.w13, call.w13_scale)
     q, scale = empty(pairs, inner, dtype=FP8), empty(pairs if call.w2_input_scale is None else 1)
     swiglu = call.swiglu_limit, call.swiglu_alpha, call.swiglu_beta
     kernels.swiglu_quantize(gate_up, offsets, call.w2_input_scale, q, scale, *swiglu)
     down = gemm(q, scale, call.w2, call.w2_scale)
-    kernels.combine(down, rows, call.topk_weights.contiguous(), call.routed_scaling_factor, out)
+    kernels.combine(down, rows, weights, call.routed_scaling_factor, out)
     return out
